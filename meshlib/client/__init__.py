@@ -1,0 +1,1 @@
+"""The client: cores that decide, shells that do."""

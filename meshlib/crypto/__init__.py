@@ -1,0 +1,1 @@
+"""Keys, prekeys, X3DH and the Double Ratchet: pure functions over frozen values."""

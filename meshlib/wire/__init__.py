@@ -1,0 +1,1 @@
+"""What travels: frames, encodings, registry requests."""

@@ -1,0 +1,1 @@
+"""The relay: carries ciphertext between agents, keeps it for absent ones."""
