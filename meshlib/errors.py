@@ -62,7 +62,24 @@ class PeerError(MeshError):
 
 
 class MalformedFrame(PeerError):
-    """Bytes that are no frame, or a frame whose members are impossible."""
+    """Bytes that are no frame, or a frame whose members are impossible.
+
+    ``sender``, ``id`` and ``frame_type`` tell what could still be read, so that the frame can be reported and
+    acknowledged; each is None when it could not. They are claims of whoever sent the bytes, not facts.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sender: str | None = None,
+        id: str | None = None,  # noqa: A002  # the name of the member
+        frame_type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.sender = sender
+        self.id = id
+        self.frame_type = frame_type
 
 
 class NotAuthentic(PeerError):
