@@ -1,0 +1,878 @@
+"""What a client decides: connection states, peers, queues and timers, without any I/O.
+
+Bytes, time and wishes go in; frames to write, facts and changes to save come out. The shell saves ``changes()``
+before it sends ``writes()``, so nothing leaves that is not saved. Hostile bytes never raise out of ``receive``:
+they become a :class:`~meshlib.client.events.FaultFound` and change nothing.
+
+Owns the outbox, the inbox and the ids seen. Leaves sessions to :mod:`meshlib.client.peers`, prekeys to
+:mod:`meshlib.client.keyring`, bytes to :mod:`meshlib.wire`.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from meshlib.client.events import (
+    Connected,
+    DeliveryChanged,
+    DeliveryState,
+    Disconnected,
+    Event,
+    FaultFound,
+    KnockAccepted,
+    KnockReceived,
+    KnockRejected,
+    PeerVerified,
+    Received,
+    SessionLost,
+)
+from meshlib.client.keyring import Keyring, PrekeyUpload
+from meshlib.client.peers import Entry, Peer, Wish
+from meshlib.clock import Instant
+from meshlib.config import Limits, Prekeys, Timeouts
+from meshlib.crypto.keys import Entropy
+from meshlib.crypto.prekeys import PrekeyBundle
+from meshlib.crypto.ratchet import Header
+from meshlib.crypto.x3dh import Dialect, Opening
+from meshlib.errors import (
+    InvalidValue,
+    MalformedFrame,
+    MeshError,
+    NotAuthentic,
+    PeerError,
+    QueueFull,
+    Replayed,
+    UnknownPrekey,
+)
+from meshlib.identity import (
+    Did,
+    Identity,
+    challenge_statement,
+    commits_to_key,
+    parse_did,
+    timestamp_statement,
+)
+from meshlib.session import Session, candidates, check_opening
+from meshlib.store.protocol import Changes, Incoming, InboxKey, Outgoing, SavedState
+from meshlib.wire import frames
+from meshlib.wire.codec import decode, decode_payload, encode, encode_payload
+from meshlib.wire.encoding import MessageId, message_id, timestamp
+
+TERMINAL_CODES: Mapping[int, str] = {
+    4001: "the relay expected a connect frame first: it speaks another protocol",
+    4002: "the relay found no DID in our connect frame",
+    4003: "the relay does not accept this DID: it needs a proof of possession, or does not know the old dialect",
+    4005: "the relay did not accept our proof of possession: check the clock of this machine",
+    4006: "another connection of this DID has taken over: one process per identity",
+}
+"""Close codes that a retry does not change."""
+RETRY_BUNDLE_AFTER = 5.0
+"""Seconds until a bundle that could not be fetched is asked for again."""
+
+
+class Link(Enum):
+    """Where the connection to the relay stands."""
+
+    DOWN = "down"
+    PROVING = "proving"
+    UP = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Who the client is on the wire. Fixed for the life of a core."""
+
+    identity: Identity
+    did: Did
+    dialect: Dialect = Dialect.AGT5
+    extensions: bool = True
+    plaintext_peers: frozenset[str] = frozenset()
+    peer_dialects: Mapping[str, Dialect] = OrderedDict()
+    token: str | None = None
+    heartbeat: float = 30.0
+    ask_before_accepting: bool = False
+    """Let every knock wait for :meth:`ClientCore.answer_knock`."""
+    ack_when_saved: bool = False
+    """Acknowledge to the relay once a message is saved: only with a durable store."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A message that overtook its knock, or waits for the knock's answer."""
+
+    frame: frames.Message
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A knock that waits for the policy's answer."""
+
+    knock: frames.Knock
+    opening: Opening | None
+    sessions: tuple[Session, ...]
+
+
+class ClientCore:
+    """One client's decisions. Owned by one task; not thread-safe, and needs no locks.
+
+    Args:
+        profile: who we are.
+        state: what the store held.
+        entropy: source of randomness; drawn from in the order WIRE.md gives, so that vectors can replay us.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        state: SavedState,
+        entropy: Entropy,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        prekeys: Prekeys = Prekeys(),  # noqa: B008 - frozen
+    ) -> None:
+        self.profile = profile
+        self.limits = limits
+        self.link = Link.DOWN
+        self.features: frozenset[str] = frozenset()
+        self.keyring = Keyring(profile.identity, prekeys)
+        self.keyring.restore(state.signed_prekeys, state.one_time_prekeys, state.next_prekey_id)
+        self._timeouts = timeouts
+        self._entropy = entropy
+        self._peers: dict[Did, Peer] = dict(state.peers)
+        self._verified_any = any(peer.verified for peer in self._peers.values())
+        self._outbox: dict[MessageId, Outgoing] = {outgoing.id: outgoing for outgoing in state.outbox}
+        self._queues: dict[Did, deque[MessageId]] = {}
+        for outgoing in state.outbox:
+            self._queues.setdefault(outgoing.peer, deque()).append(outgoing.id)
+        self._inbox: OrderedDict[InboxKey, Incoming] = OrderedDict(
+            ((incoming.sender, incoming.id), incoming) for incoming in state.inbox
+        )
+        self._seen: OrderedDict[InboxKey, None] = OrderedDict.fromkeys(state.seen)
+        self._spent: OrderedDict[bytes, None] = OrderedDict.fromkeys(state.spent_ephemerals)
+        self._held: dict[Did, deque[_Held]] = {}
+        self._asked: dict[MessageId, _Asked] = {}
+        self._fetches: list[Did] = []
+        self._retry_fetch: dict[Did, float] = {}
+        self._hints: dict[Did, Dialect] = {}
+        self._changes = Changes()
+        self._writes: list[bytes] = []
+        self._events: deque[Event] = deque(maxlen=limits.events)
+        self._ready: deque[InboxKey] = deque(self._inbox)
+        self._relayed: list[MessageId] = []
+        self._next_heartbeat = 0.0
+        self._consent_at: float | None = None
+        self._terminal = False
+
+    # --- what comes out ----------------------------------------------------------------------------------------------
+
+    def changes(self) -> Changes:
+        """What must be saved before anything else happens. Each change is returned once."""
+        taken, self._changes = self._changes, Changes()
+        return taken
+
+    def writes(self) -> list[bytes]:
+        """Frames to send, in order, once the changes are saved."""
+        taken, self._writes = self._writes, []
+        return taken
+
+    def events(self) -> list[Event]:
+        """Facts for the caller, oldest first."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def messages(self) -> list[Received]:
+        """Messages to hand over, in the order they arrived, after the changes are saved."""
+        taken = []
+        while self._ready:
+            key = self._ready.popleft()
+            incoming = self._inbox.get(key)
+            if incoming is None:
+                continue
+            taken.append(self._hand_over(incoming))
+        return taken
+
+    def fetches(self) -> list[Did]:
+        """Peers whose prekey bundle is needed; answer with :meth:`bundle` or :meth:`no_bundle`."""
+        taken, self._fetches = self._fetches, []
+        return taken
+
+    def next_deadline(self) -> float:
+        """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
+        deadlines = [held[0].until for held in self._held.values() if held]
+        deadlines.extend(self._retry_fetch.values())
+        if self.link is not Link.DOWN:
+            deadlines.append(self._next_heartbeat)
+        if self._consent_at is not None:
+            deadlines.append(self._consent_at)
+        return min(deadlines, default=float("inf"))
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the relay has said no in a way that a retry does not change."""
+        return self._terminal
+
+    @property
+    def inbox_full(self) -> bool:
+        """Whether the shell should stop reading: the relay keeps what is not read."""
+        return len(self._inbox) >= self.limits.inbox
+
+    @property
+    def outbox_size(self) -> int:
+        """Messages of ours that are not delivered yet."""
+        return len(self._outbox)
+
+    def peer(self, did: Did) -> Peer:
+        """What is known of a peer."""
+        return self._peers.get(did) or Peer(did)
+
+    def delivery(self, message: MessageId) -> DeliveryState | None:
+        """How far a message has come; ``None`` once it has left the outbox."""
+        outgoing = self._outbox.get(message)
+        return outgoing.state if outgoing else None
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def opened(self, now: Instant, challenge: str | None = None) -> None:
+        """The socket is up. ``challenge`` is what the relay put into its handshake answer, if it did."""
+        if self.link is not Link.DOWN:
+            return
+        self.features = frozenset()
+        self._terminal = False
+        self._write(self._connect_frame(now, challenge))
+        self._write(frames.FetchPending(self.profile.did))
+        self._next_heartbeat = now.monotonic + self.profile.heartbeat
+        if self.profile.extensions:
+            self.link = Link.PROVING
+            if not challenge:  # a relay that sends a challenge also says when it is content
+                self._consent_at = now.monotonic + self._timeouts.silent_relay
+        else:
+            self._up(now)
+
+    def _connect_frame(self, now: Instant, challenge: str | None) -> frames.Connect:
+        profile = self.profile
+        features = ("receipts", "challenge") if profile.extensions else ()
+        if profile.dialect is Dialect.AGT4:
+            return frames.Connect(profile.did, None, None, None, features, profile.token)
+        stamp = timestamp(now.utc)
+        if challenge and profile.extensions:
+            # The bare timestamp is never signed for a relay that sends a challenge: nothing to replay elsewhere.
+            statement = challenge_statement(profile.did, stamp, challenge)
+        else:
+            statement = timestamp_statement(stamp)
+            features = tuple(feature for feature in features if feature != "challenge")
+        signature = profile.identity.sign(statement)
+        return frames.Connect(
+            profile.did, bytes(profile.identity.public_key), stamp, signature, features, profile.token
+        )
+
+    def closed(self, code: int, reason: str) -> None:
+        """The socket is gone."""
+        if self.link is Link.DOWN:
+            return
+        self.link = Link.DOWN
+        self._consent_at = None
+        self._writes.clear()
+        self._terminal = code in TERMINAL_CODES or (code == 1000 and "replaced" in reason)
+        detail = TERMINAL_CODES.get(code, reason)
+        if reason and reason != detail:
+            detail = f"{detail} ({reason})" if detail else reason
+        self._events.append(Disconnected(code, detail, retrying=not self._terminal))
+
+    def goodbye(self) -> None:
+        """Announce that we leave; the shell closes the socket with code 1000 afterwards."""
+        if self.link is not Link.DOWN:
+            self._write(frames.Disconnect(self.profile.did))
+            self.link = Link.DOWN
+            self._consent_at = None
+
+    def sent(self) -> None:
+        """What :meth:`writes` returned is on the socket. Without receipts that is all we shall ever learn."""
+        relayed, self._relayed = self._relayed, []
+        if "receipts" in self.features:
+            return
+        for message in relayed:
+            self._drop_outgoing(message)
+
+    def tick(self, now: Instant) -> None:
+        """Do what is due at ``now``."""
+        if self.link is not Link.DOWN and now.monotonic >= self._next_heartbeat:
+            self.heartbeat(now)
+        if self._consent_at is not None and now.monotonic >= self._consent_at and self.link is Link.PROVING:
+            self._up(now)
+        for did in [did for did, due in self._retry_fetch.items() if due <= now.monotonic]:
+            del self._retry_fetch[did]
+            self._fetches.append(did)
+        self._expire_held(now)
+
+    def heartbeat(self, now: Instant) -> None:
+        """Tell the relay that we are alive."""
+        if self.link is Link.DOWN:
+            return
+        self._write(frames.Heartbeat(self.profile.did, timestamp(now.utc)))
+        self._next_heartbeat = now.monotonic + self.profile.heartbeat
+
+    def _up(self, now: Instant, features: frozenset[str] = frozenset()) -> None:
+        self.link = Link.UP
+        self._consent_at = None
+        self.features = features
+        self._events.append(Connected(features))
+        for peer, queue in list(self._queues.items()):
+            for message in queue:
+                outgoing = self._outbox[message]
+                # Written to the lost connection and not confirmed: the same bytes again, the relay knows the id.
+                if outgoing.state is DeliveryState.RELAYED and outgoing.frame is not None:
+                    self._writes.append(outgoing.frame)
+                    self._relayed.append(message)
+            self._pump(peer, now)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def send(self, peer: Did, payload: object, now: Instant) -> MessageId:
+        """Queue a message; it leaves as soon as there is a session to send it on.
+
+        Args:
+            payload: str, bytes or any JSON value, at most ``limits.payload`` bytes as JSON.
+        Returns:
+            The message's id, the same over every retry.
+        Raises:
+            InvalidValue: not a JSON value, too large, or addressed to ourselves.
+            QueueFull: the outbox has reached its bound.
+        """
+        if peer == self.profile.did:
+            raise InvalidValue("a message to oneself needs no mesh")
+        body = encode_payload(payload)
+        if len(body) > self.limits.payload:
+            raise InvalidValue(
+                f"the payload has {len(body)} bytes as JSON, the limit is {self.limits.payload}: send it in parts"
+            )
+        if len(self._outbox) >= self.limits.outbox:
+            raise QueueFull(f"the outbox holds {len(self._outbox)} undelivered messages, its limit: try later")
+        message = message_id(self._entropy)
+        self._keep_outgoing(Outgoing(message, peer, body))
+        self._queues.setdefault(peer, deque()).append(message)
+        self._pump(peer, now)
+        return message
+
+    def cancel(self, message: MessageId) -> bool:
+        """Take back a message that has not left yet. Returns whether it was still here."""
+        outgoing = self._outbox.get(message)
+        if outgoing is None or outgoing.state is not DeliveryState.QUEUED:
+            return False
+        self._drop_outgoing(message)
+        return True
+
+    def knock(self, did: Did, bundle: PrekeyBundle, now: Instant, hint: Dialect | None = None) -> None:
+        """Open a session with a peer whose bundle is at hand. Nothing happens if there is a session to send on.
+
+        Raises:
+            NotAuthentic: the bundle is not the peer's: forged signature, or keys the DID does not commit to.
+        """
+        peer = self.peer(did)
+        if self._is_plaintext(peer) or peer.sending() is not None:
+            return
+        if hint is not None:
+            self._hints[did] = hint
+        if peer.pinned is not None and bundle.identity_key != peer.pinned:
+            raise NotAuthentic(f"{did} shows another identity key than the one first seen; ask its operator")
+        knock = message_id(self._entropy)
+        session, opening = Session.initiate(
+            self.profile.identity, self.profile.did, did, bundle, self._dialect_for(peer), self._entropy
+        )
+        peer = peer.opened_by_us(session, knock, self.limits.sessions_per_peer)
+        if not commits_to_key(did):
+            peer = replace(peer, pinned=bundle.identity_key)
+        self._keep_peer(peer)
+        establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), opening.one_time_key_id)
+        self._write(frames.Knock(self.profile.did, did, knock, timestamp(now.utc), establishment))
+        self._pump(did, now)
+
+    def bundle(self, did: Did, bundle: PrekeyBundle, now: Instant, hint: Dialect | None = None) -> None:
+        """The answer to :meth:`fetches`."""
+        self._retry_fetch.pop(did, None)
+        if self.link is Link.DOWN:
+            self._keep_peer(self._idle(self.peer(did)))  # asked for again when the relay is back
+            return
+        try:
+            self.knock(did, bundle, now, hint)
+        except PeerError as error:
+            self._events.append(FaultFound("registry", str(error), did))
+            self._refuse_all(did, str(error))
+            self._keep_peer(self._idle(self.peer(did)))
+
+    def no_bundle(self, did: Did, error: MeshError, now: Instant, *, final: bool) -> None:
+        """The bundle cannot be had: ask again later, or, if ``final``, give the peer's messages up."""
+        self._events.append(FaultFound("registry", str(error), did))
+        if final:
+            self._refuse_all(did, str(error))
+            self._keep_peer(self._idle(self.peer(did)))
+        else:
+            self._retry_fetch[did] = now.monotonic + RETRY_BUNDLE_AFTER
+
+    def close_session(self, did: Did) -> None:
+        """Forget every session with a peer; the next message opens a new one."""
+        if did in self._peers:
+            self._keep_peer(self.peer(did).without_sessions())
+
+    def _idle(self, peer: Peer) -> Peer:
+        return peer.step(Wish.FAILED) if peer.entry is Entry.FETCHING else peer
+
+    def _pump(self, did: Did, now: Instant) -> None:
+        """Write what waits for a peer, as far as there is a session, in the order it was queued."""
+        if self.link is not Link.UP:
+            return  # before the verdict a frame would be lost with the connection; the outbox keeps it instead
+        queue = self._queues.get(did)
+        if not queue:
+            return
+        for message in queue:
+            outgoing = self._outbox[message]
+            if outgoing.state is not DeliveryState.QUEUED:
+                continue
+            frame = self._frame_of(outgoing, now)
+            if frame is None:
+                return
+            self._keep_outgoing(replace(outgoing, state=DeliveryState.RELAYED, frame=frame))
+            self._relayed.append(message)
+            self._writes.append(frame)
+            self._events.append(DeliveryChanged(did, message, DeliveryState.RELAYED))
+
+    def _frame_of(self, outgoing: Outgoing, now: Instant) -> bytes | None:
+        """The frame of a message, or ``None`` while there is no session; then one is being asked for."""
+        peer = self.peer(outgoing.peer)
+        stamp = timestamp(now.utc)
+        if self._is_plaintext(peer):
+            return encode(
+                frames.PlaintextMessage(self.profile.did, outgoing.peer, outgoing.id, stamp, outgoing.payload)
+            )
+        strand = peer.sending()
+        if strand is None:
+            if peer.entry is Entry.IDLE and not peer.candidates:
+                self._keep_peer(peer.step(Wish.NEEDED))
+                self._fetches.append(outgoing.peer)
+            return None
+        session, header, ciphertext = strand.session.encrypt(outgoing.payload, self._entropy)
+        self._keep_peer(peer.advanced(session))
+        return encode(
+            frames.Message(
+                self.profile.did,
+                outgoing.peer,
+                outgoing.id,
+                stamp,
+                frames.MessageHeader(header.dh, header.pn, header.n),
+                ciphertext,
+            )
+        )
+
+    def _dialect_for(self, peer: Peer) -> Dialect:
+        override = self.profile.peer_dialects.get(peer.did)
+        if override is not None:
+            return override
+        if peer.dialect is not None:
+            return peer.dialect
+        if not commits_to_key(peer.did):
+            return Dialect.AGT4
+        return self._hints.get(peer.did, Dialect.AGT5)
+
+    def _is_plaintext(self, peer: Peer) -> bool:
+        return peer.did in self.profile.plaintext_peers and not peer.verified
+
+    def _refuse_all(self, did: Did, detail: str) -> None:
+        for message in list(self._queues.get(did, ())):
+            self._drop_outgoing(message)
+            self._events.append(DeliveryChanged(did, message, DeliveryState.REFUSED, detail))
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def receive(self, raw: bytes | str, now: Instant) -> None:
+        """Take one frame as it came from the socket. Never raises because of what is in it."""
+        try:
+            frame = decode(raw)
+        except MalformedFrame as error:
+            self._malformed(error)
+            return
+        if self.link is Link.PROVING and not isinstance(frame, frames.Connected | frames.Error):
+            self._up(now)  # the relay talks to us: it took our proof
+        self._dispatch(frame, now)
+
+    def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
+        match frame:
+            case frames.Message():
+                self._message(frame, now)
+            case frames.PlaintextMessage():
+                self._plaintext(frame)
+            case frames.Knock():
+                self._knock(frame, now)
+            case frames.KnockAccept():
+                self._knock_accept(frame)
+            case frames.KnockReject():
+                self._knock_reject(frame)
+            case frames.PendingMessages():
+                for fault in frame.faults:
+                    self._malformed(fault)
+                for inner in frame.frames:
+                    self._dispatch(inner, now)
+            case frames.Connected():
+                if self.link is Link.PROVING:
+                    self._up(now, frozenset(frame.features))
+            case frames.Receipt():
+                self._receipt(frame)
+            case frames.Error():
+                self._events.append(FaultFound("relay", frame.detail))
+            case _:
+                pass  # connect, ack, heartbeat and kinds of a later day are not for a client
+
+    def _malformed(self, error: MalformedFrame) -> None:
+        kind = {"message": "decrypt", "knock": "knock"}.get(error.frame_type or "", "frame")
+        sender = _did_or_none(error.sender)
+        self._events.append(FaultFound(kind, str(error), sender, error.id))
+
+    def _message(self, frame: frames.Message, now: Instant) -> None:
+        sender = _did_or_none(frame.sender)
+        if sender is None:
+            self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id))
+            return
+        if self._seen_before((sender, frame.id)):
+            return
+        peer = self.peer(sender)
+        failure = self._open(peer, frame)
+        if failure is None:
+            return
+        asked = any(one.knock.sender == sender for one in self._asked.values())
+        if asked or not (peer.strands or peer.candidates):
+            self._hold(sender, frame, now, asked=asked)
+        else:
+            self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
+
+    def _open(self, peer: Peer, frame: frames.Message) -> PeerError | None:
+        """Try a message on every session that may read it; the first that authenticates it wins.
+
+        Returns:
+            Why no session reads it, or ``None`` when one did or the message needs no further attention.
+        """
+        header = Header(frame.header.dh, frame.header.pn, frame.header.n)
+        failure: PeerError = NotAuthentic("no session of this peer reads the message")
+        for session, candidate in peer.attempts(header):
+            try:
+                advanced, plaintext = session.decrypt(header, frame.ciphertext, self._entropy)
+            except Replayed as error:
+                # Read before, under whatever id: it will never be of use, so the relay need not keep it.
+                self._ack(frame.id)
+                self._events.append(FaultFound("replay", str(error), peer.did, frame.id))
+                return None
+            except PeerError as error:
+                if not isinstance(error, NotAuthentic) or type(failure) is NotAuthentic:
+                    failure = error
+                continue
+            first_ever = not self._verified_any
+            newly = not peer.verified
+            settled = peer.heard(advanced, candidate, self.limits.sessions_per_peer)
+            if candidate is not None and candidate.opening.one_time_key_id is not None:
+                self.keyring.spend(candidate.opening.one_time_key_id)
+                self._changes.one_time_prekeys[candidate.opening.one_time_key_id] = None
+            if not commits_to_key(peer.did) and candidate is not None:
+                settled = replace(settled, pinned=candidate.opening.ik)
+            self._keep_peer(settled)
+            if newly:
+                self._verified_any = True
+                self._events.append(PeerVerified(peer.did, first_ever))
+            self._take(Incoming(peer.did, frame.id, plaintext))
+            return None
+        return failure
+
+    def _take(self, incoming: Incoming) -> None:
+        """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
+        key = (incoming.sender, incoming.id)
+        self._remember_seen(key)
+        try:
+            decode_payload(incoming.payload)
+        except MalformedFrame as error:
+            self._ack(incoming.id)
+            self._events.append(FaultFound("payload", str(error), incoming.sender, incoming.id))
+            return
+        self._inbox[key] = incoming
+        self._changes.inbox[key] = incoming
+        self._ready.append(key)
+        if self.profile.ack_when_saved:
+            self._ack(incoming.id)
+
+    def _hand_over(self, incoming: Incoming) -> Received:
+        redelivered = incoming.handed_over
+        key = (incoming.sender, incoming.id)
+        if not redelivered:
+            self._inbox[key] = self._changes.inbox[key] = replace(incoming, handed_over=True)
+        payload = decode_payload(incoming.payload)
+        return Received(incoming.sender, incoming.id, payload, incoming.encrypted, redelivered)
+
+    def confirm(self, sender: Did, message: MessageId) -> bool:
+        """The application has dealt with a message. Returns whether it was waiting for that."""
+        key = (sender, message)
+        if self._inbox.pop(key, None) is None:
+            return False
+        self._changes.inbox[key] = None
+        if not self.profile.ack_when_saved:
+            self._ack(message)
+        return True
+
+    def return_unconfirmed(self, sender: Did, message: MessageId) -> None:
+        """The application failed on a message: offer it again, marked as redelivered."""
+        if (sender, message) in self._inbox:
+            self._ready.append((sender, message))
+
+    def _seen_before(self, key: InboxKey) -> bool:
+        """Drop a duplicate; acknowledge it again unless the application still has the first copy."""
+        if key not in self._seen:
+            return False
+        if key not in self._inbox or self.profile.ack_when_saved:
+            self._ack(key[1])
+        return True
+
+    def _remember_seen(self, key: InboxKey) -> None:
+        self._seen[key] = None
+        self._changes.seen.append(key)
+        while len(self._seen) > self.limits.seen:
+            self._seen.popitem(last=False)
+
+    def _plaintext(self, frame: frames.PlaintextMessage) -> None:
+        sender = _did_or_none(frame.sender)
+        if sender is None or not self._is_plaintext(self.peer(sender)):
+            # The flag in a frame selects nothing: only our own list does, and never for a verified peer.
+            detail = "an unencrypted message of a peer that is not on the plaintext list, or has been verified"
+            self._events.append(FaultFound("decrypt", detail, sender, frame.id))
+            return
+        if self._seen_before((sender, frame.id)):
+            return
+        self._take(Incoming(sender, frame.id, frame.text, encrypted=False))
+
+    # --- knocks ------------------------------------------------------------------------------------------------------
+
+    def _knock(self, frame: frames.Knock, now: Instant) -> None:
+        self._ack(frame.id)
+        sender = _did_or_none(frame.sender)
+        if sender is None or sender == self.profile.did:
+            self._events.append(FaultFound("knock", "a knock without a usable sender", None, frame.id))
+            return
+        establishment = frame.establishment
+        if isinstance(establishment, frames.Unusable):
+            self._refuse_knock(frame, sender, establishment.reason, now)
+            return
+        opening: Opening | None = None
+        sessions: tuple[Session, ...] = ()
+        if establishment is not None:
+            if establishment.ek in self._spent:
+                return  # a replay: answering again would reject the session it once opened
+            try:
+                opening, sessions = self._candidate_sessions(sender, establishment)
+            except NotForThisPeer as error:
+                # Somebody knocks in another's name. A reject would reach the one whose name was taken.
+                self._events.append(FaultFound("knock", str(error), sender, frame.id))
+                return
+            except (PeerError, InvalidValue) as error:
+                self._refuse_knock(frame, sender, str(error), now)
+                return
+        self._events.append(KnockReceived(sender, frame.id))
+        asked = _Asked(frame, opening, sessions)
+        if self.profile.ask_before_accepting:
+            self._asked[frame.id] = asked
+            while len(self._asked) > self.limits.held_peers:
+                self._asked.pop(next(iter(self._asked)))
+        else:
+            self._accept_knock(asked, sender, now)
+
+    def _candidate_sessions(
+        self, sender: Did, establishment: frames.Establishment
+    ) -> tuple[Opening, tuple[Session, ...]]:
+        opening = Opening.from_bytes(establishment.ik, establishment.ek, establishment.otk)
+        sessions = self._derive(sender, opening)
+        try:
+            if commits_to_key(sender):
+                check_opening(opening, sender)
+            else:
+                pinned = self.peer(sender).pinned
+                if pinned is not None and pinned != opening.ik:
+                    raise NotAuthentic(f"{sender} shows another identity key than the one first seen")
+        except NotAuthentic as error:
+            raise NotForThisPeer(str(error)) from error
+        return opening, sessions
+
+    def _derive(self, sender: Did, opening: Opening) -> tuple[Session, ...]:
+        one_time = None
+        if opening.one_time_key_id is not None:
+            one_time = self.keyring.one_time.get(opening.one_time_key_id)
+            if one_time is None:
+                raise UnknownPrekey(opening.one_time_key_id)
+        first = self._dialect_for(self.peer(sender))
+        dialects = (first, *(dialect for dialect in Dialect if dialect is not first))
+        prekeys = self.keyring.prekeys()
+        return tuple(
+            candidates(self.profile.identity, self.profile.did, sender, opening, prekeys, one_time, dialects)
+        )
+
+    def answer_knock(self, knock: MessageId, accept: bool, now: Instant) -> None:
+        """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`."""
+        asked = self._asked.pop(knock, None)
+        if asked is None:
+            return
+        sender = parse_did(asked.knock.sender)
+        if accept:
+            self._accept_knock(asked, sender, now)
+            return
+        self._held.pop(sender, None)
+        self._write(self._reject_frame(asked.knock, sender, now))
+
+    def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
+        if asked.opening is not None:
+            self._spent[bytes(asked.opening.ek)] = None
+            self._changes.spent_ephemerals.append(bytes(asked.opening.ek))
+            while len(self._spent) > self.limits.spent_ephemerals:
+                self._spent.popitem(last=False)
+            peer = self.peer(sender).knocked(
+                asked.knock.id, asked.opening, asked.sessions, self.limits.candidates_per_peer
+            )
+            self._keep_peer(peer)
+        answer = message_id(self._entropy)
+        self._write(
+            frames.KnockAccept(self.profile.did, sender, answer, asked.knock.id, timestamp(now.utc))
+        )
+        if asked.opening is not None:
+            for held in self._held.pop(sender, ()):
+                if not self._seen_before((sender, held.frame.id)):
+                    failure = self._open(self.peer(sender), held.frame)
+                    if failure is not None:
+                        self._events.append(FaultFound("decrypt", str(failure), sender, held.frame.id))
+
+    def _refuse_knock(self, frame: frames.Knock, sender: Did, detail: str, now: Instant) -> None:
+        self._events.append(FaultFound("knock", detail, sender, frame.id))
+        self._write(self._reject_frame(frame, sender, now))
+
+    def _reject_frame(self, knock: frames.Knock, sender: Did, now: Instant) -> frames.KnockReject:
+        answer = message_id(self._entropy)
+        return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", timestamp(now.utc))
+
+    def _knock_accept(self, frame: frames.KnockAccept) -> None:
+        self._ack(frame.id)
+        sender = _did_or_none(frame.sender)
+        if sender is None:
+            return
+        peer = self.peer(sender)
+        if peer.knock_id is not None and peer.knock_id == frame.knock_id:
+            self._keep_peer(peer.accepted())
+            self._events.append(KnockAccepted(sender))
+
+    def _knock_reject(self, frame: frames.KnockReject) -> None:
+        self._ack(frame.id)
+        sender = _did_or_none(frame.sender)
+        if sender is None:
+            return
+        peer = self.peer(sender)
+        if peer.knock_id is None or peer.knock_id != frame.knock_id:
+            return  # only a knock that is out can be rejected; an invented id closes nothing
+        self._keep_peer(peer.rejected())
+        self._events.append(KnockRejected(sender, frame.reason))
+        self._refuse_all(sender, f"{sender} refused the knock: {frame.reason}")
+
+    # --- messages that overtook their knock --------------------------------------------------------------------------
+
+    def _hold(self, sender: Did, frame: frames.Message, now: Instant, *, asked: bool) -> None:
+        size = self.limits.asked_frames_per_peer if asked else self.limits.held_frames_per_peer
+        if size == 0:
+            self._events.append(FaultFound("decrypt", "no session for this message", sender, frame.id))
+            return
+        queue = self._held.setdefault(sender, deque())
+        until = float("inf") if asked else now.monotonic + self.limits.held_seconds
+        queue.append(_Held(frame, until))
+        while len(queue) > size:
+            queue.popleft()
+        while len(self._held) > self.limits.held_peers:
+            self._held.pop(next(iter(self._held)))
+
+    def _expire_held(self, now: Instant) -> None:
+        for sender, queue in list(self._held.items()):
+            lost = 0
+            while queue and queue[0].until <= now.monotonic:
+                queue.popleft()
+                lost += 1
+            if not queue:
+                del self._held[sender]
+            if lost:
+                self._events.append(SessionLost(sender, f"{lost} messages came without a knock that explains them"))
+
+    # --- receipts ----------------------------------------------------------------------------------------------------
+
+    def _receipt(self, frame: frames.Receipt) -> None:
+        outgoing = self._outbox.get(MessageId(frame.id))
+        if outgoing is None:
+            return
+        try:
+            state = DeliveryState(frame.state)
+        except ValueError:
+            return  # a state of a later day
+        if state is DeliveryState.STORED:
+            self._keep_outgoing(replace(outgoing, state=state, frame=None))
+        elif state in (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED):
+            self._drop_outgoing(outgoing.id)
+        else:
+            return
+        self._events.append(DeliveryChanged(outgoing.peer, outgoing.id, state))
+
+    # --- prekeys -----------------------------------------------------------------------------------------------------
+
+    def replenish(self, published: int, now: Instant) -> PrekeyUpload:
+        """Make missing prekeys; save the changes, then publish what is returned.
+
+        Args:
+            published: unused one-time keys the registry still has.
+        """
+        before = set(self.keyring.one_time)
+        upload = self.keyring.replenish(published, now, self._entropy)
+        after = self.keyring.one_time
+        self._changes.one_time_prekeys.update({key_id: after[key_id] for key_id in after.keys() - before})
+        self._changes.one_time_prekeys.update(dict.fromkeys(before - after.keys()))
+        self._changes.signed_prekeys = tuple(self.keyring.signed)
+        self._changes.next_prekey_id = self.keyring.next_id
+        return upload
+
+    # --- small verbs -------------------------------------------------------------------------------------------------
+
+    def _write(self, frame: frames.Frame) -> None:
+        self._writes.append(encode(frame))
+
+    def _ack(self, message: str) -> None:
+        if self.link is not Link.DOWN:
+            self._write(frames.Ack(MessageId(message)))
+
+    def _keep_peer(self, peer: Peer) -> None:
+        self._peers[peer.did] = peer
+        self._changes.peers[peer.did] = peer
+
+    def _keep_outgoing(self, outgoing: Outgoing) -> None:
+        self._outbox[outgoing.id] = outgoing
+        self._changes.outbox[outgoing.id] = outgoing
+
+    def _drop_outgoing(self, message: MessageId) -> None:
+        outgoing = self._outbox.pop(message, None)
+        if outgoing is None:
+            return
+        self._changes.outbox[message] = None
+        queue = self._queues.get(outgoing.peer)
+        if queue is not None:
+            if queue and queue[0] == message:
+                queue.popleft()
+            else:
+                queue.remove(message)
+            if not queue:
+                del self._queues[outgoing.peer]
+
+
+class NotForThisPeer(NotAuthentic):
+    """An opening whose identity key is not the sender's."""
+
+
+def _did_or_none(text: str | None) -> Did | None:
+    if not text:
+        return None
+    try:
+        return parse_did(text)
+    except InvalidValue:
+        return None

@@ -1,0 +1,133 @@
+"""What the core can tell its caller: facts, in the past tense. None of them holds a key."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshlib.identity import Did
+from meshlib.wire.encoding import MessageId
+
+
+class DeliveryState(StrEnum):
+    """How far a message of ours has come. Only ``DELIVERED``, ``EXPIRED`` and ``REFUSED`` are final."""
+
+    QUEUED = "queued"
+    """In the outbox."""
+    RELAYED = "relayed"
+    """Written to the relay."""
+    STORED = "stored"
+    """On the relay's disk, waiting for an absent recipient."""
+    DELIVERED = "delivered"
+    """The recipient has it in its store. Only a relay that sends receipts can tell."""
+    EXPIRED = "expired"
+    """The relay gave up waiting for the recipient."""
+    REFUSED = "refused"
+    """The recipient refused our knock, or the relay refused the frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message of a peer, authentic (or, for a peer on the plaintext list, unencrypted) and saved."""
+
+    sender: Did
+    id: MessageId
+    payload: object
+    encrypted: bool = True
+    redelivered: bool = False
+    """Handed over before, but not confirmed."""
+
+    def __repr__(self) -> str:
+        return f"Received(sender={self.sender!r}, id={self.id!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The relay takes our frames."""
+
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone. ``code`` is the WebSocket close code, 1006 when there was none."""
+
+    code: int
+    reason: str
+    retrying: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerVerified:
+    """The first message of a peer has authenticated: its key is proven."""
+
+    peer: Did
+    first: bool
+    """Whether it is the first peer this client verified at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnockReceived:
+    """A peer wants to talk. ``peer`` is proven to own its DID where the DID commits to a key."""
+
+    peer: Did
+    knock_id: MessageId
+
+
+@dataclass(frozen=True, slots=True)
+class KnockAccepted:
+    """A peer let us in."""
+
+    peer: Did
+
+
+@dataclass(frozen=True, slots=True)
+class KnockRejected:
+    """A peer refused the knock that was out."""
+
+    peer: Did
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """Messages of a peer cannot be read and no knock of theirs explains it."""
+
+    peer: Did
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryChanged:
+    """A message of ours has come further."""
+
+    peer: Did
+    id: MessageId
+    state: DeliveryState
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultFound:
+    """Something arrived that could not be taken; nothing has changed.
+
+    ``kind`` is one of ``frame`` (no frame at all), ``knock`` (unusable opening), ``decrypt`` (not readable),
+    ``replay`` (readable once, and read), ``payload`` (authentic, but no JSON), ``relay`` (the relay's own complaint),
+    ``registry`` (prekeys could not be published or fetched).
+    """
+
+    kind: str
+    detail: str
+    peer: Did | None = None
+    id: str | None = None
+
+
+Event = (
+    Connected
+    | Disconnected
+    | PeerVerified
+    | KnockReceived
+    | KnockAccepted
+    | KnockRejected
+    | SessionLost
+    | DeliveryChanged
+    | FaultFound
+)

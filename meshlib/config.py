@@ -1,0 +1,161 @@
+"""What a client can be told: frozen values in small groups. Nothing here reads the environment or the disk."""
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from meshlib.crypto.x3dh import Dialect
+from meshlib.errors import InvalidValue
+from meshlib.identity import Did, Identity, parse_did
+
+KnockPolicy = Callable[[Did], bool | Awaitable[bool]]
+"""Decides whether a peer who knocks may talk to us. A coroutine function may take its time: the knock waits."""
+
+
+def accept_everyone(peer: Did) -> bool:
+    """Talk to whoever knows our name."""
+    return True
+
+
+def refuse_everyone(peer: Did) -> bool:
+    """Talk only to those we knock at ourselves."""
+    return False
+
+
+def accept_only(*peers: str) -> KnockPolicy:
+    """Talk to the named DIDs and nobody else."""
+    allowed = frozenset(parse_did(peer) for peer in peers)
+    return lambda peer: peer in allowed
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds to wait before giving up on one step."""
+
+    connect: float = 10.0
+    """TCP, TLS, proxy and WebSocket handshake together."""
+    proof: float = 10.0
+    """The relay's verdict on our proof, where it gives one."""
+    silent_relay: float = 1.0
+    """How long a relay that announces no features may stay silent before its silence counts as consent."""
+    registry: float = 10.0
+    """One registry request."""
+    close: float = 5.0
+    """An orderly goodbye."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of everything a peer or a caller can make grow."""
+
+    sessions_per_peer: int = 4
+    """One in use, one crossing it, and two to read stragglers of sessions a restart left behind."""
+    candidates_per_peer: int = 4
+    """Knocks not yet settled by a message. The newest wins: an honest peer needs one."""
+    held_frames_per_peer: int = 5
+    """Messages that overtook their knock, as many as the SDK holds."""
+    held_peers: int = 100
+    """Peers whose messages may overtake their knock at the same time, as in the SDK."""
+    held_seconds: float = 3.0
+    """How long a message waits for its knock, as in the SDK."""
+    asked_frames_per_peer: int = 256
+    """Messages that wait for the answer of a knock policy which takes its time."""
+    outbox: int = 10_000
+    """Messages that wait for delivery, over all peers. With 1 KiB each about 10 MiB."""
+    inbox: int = 1_000
+    """Messages taken but not yet confirmed by the application. Beyond it the relay keeps them."""
+    seen: int = 100_000
+    """Message ids remembered to drop duplicates, over all peers: a day at one message a second."""
+    spent_ephemerals: int = 10_000
+    """Ephemeral keys of past knocks remembered, so that a knock without one-time key is not replayed."""
+    payload: int = 512 * 1024
+    """Bytes of one payload as JSON. Base64 and envelope bring it below the relay's frame limit of 1 MiB."""
+    events: int = 1_000
+    """Facts nobody has read yet; the oldest are dropped."""
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Reconnecting: full jitter between zero and a ceiling that doubles from ``first`` to ``last`` seconds."""
+
+    first: float = 1.0
+    last: float = 60.0
+    stable_after: float = 60.0
+    """A connection must live this long before the ceiling falls back to ``first``."""
+
+
+@dataclass(frozen=True)
+class Prekeys:
+    """How many prekeys are published, and how long they live (seconds)."""
+
+    one_time: int = 50
+    top_up_below: int = 10
+    rotate_after: float = 7 * 86_400.0
+    usable_after_rotation: float = 14 * 86_400.0
+    check_every: float = 600.0
+    """How often the registry is asked how many one-time keys are left."""
+    held: int = 500
+    """One-time private keys kept; the oldest go first when peers fetch keys and never knock."""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Everything a :class:`meshlib.MeshClient` needs to know.
+
+    Two clients with two configurations live side by side in one process; nothing is shared and nothing is global.
+    """
+
+    name: str | None = None
+    """Display name: published as first capability, so that peers find the agent by ``discover(name)``."""
+    relay_url: str = "ws://127.0.0.1:8083"
+    """``ws://`` or ``wss://``; the path ``/ws`` is appended."""
+    registry_url: str = "http://127.0.0.1:8082"
+    store: Path | str | None = None
+    """Folder that keeps identity, prekeys, sessions and messages (mode 0700). ``None``: all in memory, gone at exit."""
+    identity: Identity | None = None
+    """Use this key instead of the store's. ``None``: the store's, or a new one."""
+    did: str | None = None
+    """Only for agents of the agt-4 dialect, whose DID is chosen freely. ``None``: the DID derived from the key."""
+    dialect: Dialect = Dialect.AGT5
+    """How we register and prove ourselves. ``AGT4`` talks to a registry and relay that know no proofs."""
+    capabilities: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    register: bool = True
+    """Register and publish prekeys on connecting. Without it nobody can knock at us."""
+    knock_policy: KnockPolicy = accept_everyone
+    """Who may open a session with us. The choice is the operator's; a knock of a forged sender never reaches it."""
+    plaintext_peers: frozenset[str] = frozenset()
+    """Peers we exchange unencrypted frames with. Never again once a peer has been verified."""
+    peer_dialects: Mapping[str, Dialect] = field(default_factory=lambda: MappingProxyType({}))
+    """Overrides how a session with a peer is opened."""
+    token: str | None = None
+    """Sent as ``token`` in connect, for relays behind an OAuth gateway."""
+    tls: ssl.SSLContext | None = None
+    """Own certificate authority or client certificate. ``None``: the system's trust store."""
+    proxy: str | None = None
+    """``http://``, ``https://`` or ``socks5://`` URL. ``None``: what the environment says; ``""``: no proxy at all."""
+    heartbeat: float = 30.0
+    """Seconds between heartbeats; the relay drops a socket that is silent for 90."""
+    extensions: bool = True
+    """Offer what only our relay and registry know. Both ignore it if they do not."""
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    backoff: Backoff = Backoff()
+    prekeys: Prekeys = Prekeys()
+
+    def __post_init__(self) -> None:
+        """Refuse at once what cannot work."""
+        if not self.relay_url.startswith(("ws://", "wss://")):
+            raise InvalidValue(f"relay_url must start with ws:// or wss://, not {self.relay_url!r}")
+        if not self.registry_url.startswith(("http://", "https://")):
+            raise InvalidValue(f"registry_url must start with http:// or https://, not {self.registry_url!r}")
+        if self.did is not None:
+            parse_did(self.did)
+            if self.dialect is not Dialect.AGT4:
+                raise InvalidValue("did can be chosen only with dialect AGT4; others are derived from the key")
+        elif self.dialect is Dialect.AGT4:
+            raise InvalidValue("dialect AGT4 needs a did outside did:mesh:, for example did:agentmesh:alice")
+        if not 0 < self.heartbeat < 90:
+            raise InvalidValue("heartbeat must lie between 0 and the relay's limit of 90 seconds")

@@ -1,0 +1,63 @@
+"""A store for agents that are thrown away: nothing outlives the object."""
+
+from typing import TypeVar
+
+from meshlib.client.keyring import DatedPrekey
+from meshlib.client.peers import Peer
+from meshlib.crypto.keys import Ed25519Private
+from meshlib.crypto.prekeys import OneTimePrekey
+from meshlib.identity import Did
+from meshlib.store.protocol import Changes, Incoming, InboxKey, Outgoing, SavedState
+from meshlib.wire.encoding import MessageId
+
+_Key = TypeVar("_Key")
+_Record = TypeVar("_Record")
+
+
+class MemoryStore:
+    """Keeps everything in memory, under the same rules as a store on disk."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._signing_key: Ed25519Private | None = None
+        self._signed: tuple[DatedPrekey, ...] = ()
+        self._one_time: dict[int, OneTimePrekey] = {}
+        self._next_prekey_id = 1
+        self._peers: dict[Did, Peer] = {}
+        self._outbox: dict[MessageId, Outgoing] = {}
+        self._inbox: dict[InboxKey, Incoming] = {}
+
+    def load(self) -> SavedState:
+        """What was saved into this object. Seen ids and spent keys live only as long as the core that saw them."""
+        return SavedState(
+            signing_key=self._signing_key,
+            signed_prekeys=self._signed,
+            one_time_prekeys=dict(self._one_time),
+            next_prekey_id=self._next_prekey_id,
+            peers=dict(self._peers),
+            outbox=tuple(self._outbox.values()),
+            inbox=tuple(self._inbox.values()),
+        )
+
+    def save(self, changes: Changes) -> None:
+        """Apply ``changes``."""
+        self._signing_key = changes.signing_key or self._signing_key
+        if changes.signed_prekeys is not None:
+            self._signed = changes.signed_prekeys
+        self._next_prekey_id = changes.next_prekey_id or self._next_prekey_id
+        self._peers.update(changes.peers)
+        _apply(self._one_time, changes.one_time_prekeys)
+        _apply(self._outbox, changes.outbox)
+        _apply(self._inbox, changes.inbox)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _apply(records: dict[_Key, _Record], changes: dict[_Key, _Record | None]) -> None:
+    for key, record in changes.items():
+        if record is None:
+            records.pop(key, None)
+        else:
+            records[key] = record

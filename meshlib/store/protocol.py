@@ -1,0 +1,126 @@
+"""What a client keeps, as values, and the verbs of a place to keep it.
+
+A verb is a whole transaction: after ``save`` returns, everything in the change is there; if it raises or the process
+dies, nothing is. Owns the records; leaves how sessions become bytes to :mod:`meshlib.snapshot`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from meshlib.client.events import DeliveryState
+from meshlib.client.keyring import DatedPrekey
+from meshlib.client.peers import Peer
+from meshlib.crypto.keys import Ed25519Private
+from meshlib.crypto.prekeys import OneTimePrekey
+from meshlib.identity import Did
+from meshlib.wire.encoding import MessageId
+
+InboxKey = tuple[Did, MessageId]
+"""Sender and message id: what makes a message one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message of ours that is not delivered yet."""
+
+    id: MessageId
+    peer: Did
+    payload: bytes
+    """The JSON text that gets encrypted."""
+    state: DeliveryState = DeliveryState.QUEUED
+    frame: bytes | None = None
+    """The frame as it was written; the same bytes go out again after a lost connection."""
+
+    def __repr__(self) -> str:
+        return f"Outgoing({self.id}, to {self.peer}, {self.state})"
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message taken from a peer that the application has not confirmed yet."""
+
+    sender: Did
+    id: MessageId
+    payload: bytes
+    """The JSON text as decrypted."""
+    encrypted: bool = True
+    handed_over: bool = False
+
+    def __repr__(self) -> str:
+        return f"Incoming({self.id}, from {self.sender})"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Everything a store holds when a client opens it."""
+
+    signing_key: Ed25519Private | None = None
+    signed_prekeys: tuple[DatedPrekey, ...] = ()
+    one_time_prekeys: Mapping[int, OneTimePrekey] = field(default_factory=dict)
+    next_prekey_id: int = 1
+    peers: Mapping[Did, Peer] = field(default_factory=dict)
+    outbox: tuple[Outgoing, ...] = ()
+    inbox: tuple[Incoming, ...] = ()
+    seen: tuple[InboxKey, ...] = ()
+    """Oldest first."""
+    spent_ephemerals: tuple[bytes, ...] = ()
+
+
+@dataclass
+class Changes:
+    """What one step of the core changed; a store writes it in one transaction.
+
+    ``None`` in a mapping deletes the record.
+    """
+
+    signing_key: Ed25519Private | None = None
+    signed_prekeys: tuple[DatedPrekey, ...] | None = None
+    """The complete new list, if it changed."""
+    one_time_prekeys: dict[int, OneTimePrekey | None] = field(default_factory=dict)
+    next_prekey_id: int | None = None
+    peers: dict[Did, Peer] = field(default_factory=dict)
+    outbox: dict[MessageId, Outgoing | None] = field(default_factory=dict)
+    inbox: dict[InboxKey, Incoming | None] = field(default_factory=dict)
+    seen: list[InboxKey] = field(default_factory=list)
+    spent_ephemerals: list[bytes] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any(
+            (
+                self.signing_key is not None,
+                self.signed_prekeys is not None,
+                self.one_time_prekeys,
+                self.next_prekey_id is not None,
+                self.peers,
+                self.outbox,
+                self.inbox,
+                self.seen,
+                self.spent_ephemerals,
+            )
+        )
+
+
+class Store(Protocol):
+    """A place that keeps one identity's state. One process at a time."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what was saved survives the process, so that a saved message may be acknowledged at once."""
+
+    def load(self) -> SavedState:
+        """Everything that is there.
+
+        Raises:
+            StoreError: the store cannot be read, or is of a newer version.
+        """
+
+    def save(self, changes: Changes) -> None:
+        """Write all of ``changes`` in one transaction.
+
+        Raises:
+            StoreError: nothing of it was written.
+        """
+
+    def close(self) -> None:
+        """Let go of files and locks."""
