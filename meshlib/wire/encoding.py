@@ -16,11 +16,14 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from json.encoder import encode_basestring as _quote
-from typing import Any
+from typing import Any, NewType
 from urllib.parse import quote
 
 from meshlib.crypto.keys import Entropy
 from meshlib.errors import InvalidValue, MalformedFrame
+
+MessageId = NewType("MessageId", str)
+"""What names a message, a knock or its answer: a UUID, kept over every retry."""
 
 MAX_DEPTH = 512
 """Arrays and objects inside each other. JavaScript engines take thousands, real payloads have under 20; the bound
@@ -307,9 +310,9 @@ def parse_timestamp(text: str) -> float:
         raise InvalidValue("the timestamp names no possible time") from error
 
 
-def message_id(entropy: Entropy) -> str:
+def message_id(entropy: Entropy) -> MessageId:
     """A UUID version 4 from 16 bytes of ``entropy``."""
-    return str(uuid.UUID(bytes=entropy(16), version=4))
+    return MessageId(str(uuid.UUID(bytes=entropy(16), version=4)))
 
 
 def encode_uri_component(text: str) -> str:
