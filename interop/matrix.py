@@ -1,0 +1,232 @@
+"""Who talks to whom: every pairing of clients on every relay and registry, live.
+
+`python -m interop.matrix` prints the table and exits 1 when a cell fails; `--json` prints the same for machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import json
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from interop import scenarios, stacks
+from interop.processes import Peer
+from interop.proxy import Proxy
+from interop.scenarios import Limit, Pair
+from interop.stacks import Servers, Stack
+
+_PEER_MJS = Path(__file__).with_name("peer.mjs")
+
+
+class Client(enum.StrEnum):
+    OURS = "ours"
+    OURS_TRIO = "ours on trio"
+    SDK = "SDK 4.0.0"
+    SDK_ADAPTER = "SDK 4.0.0 + adapter"
+
+    @property
+    def is_sdk(self) -> bool:
+        return self in (Client.SDK, Client.SDK_ADAPTER)
+
+    @property
+    def argv(self) -> list[str]:
+        if self.is_sdk:
+            return ["node", str(_PEER_MJS)]
+        return [sys.executable, "-m", "interop.peer", "trio" if self is Client.OURS_TRIO else "asyncio"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Two clients and the servers between them."""
+
+    one: Client
+    other: Client
+    servers: Servers
+
+    def __str__(self) -> str:
+        return f"{self.one}, {self.other} @ {self.servers}"
+
+    @property
+    def directions(self) -> tuple[tuple[Client, Client], ...]:
+        """Who opens the session. Two equal clients need to do it once."""
+        forth = (self.one, self.other)
+        return (forth,) if self.one is self.other else (forth, forth[::-1])
+
+
+class Outcome(enum.StrEnum):
+    OK = "ok"
+    LIMIT = "limit"
+    """Impossible with upstream's part of the cell, and seen to be."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One scenario in one direction."""
+
+    scenario: str
+    first: Client
+    second: Client
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    cell: Cell
+    checks: tuple[Check, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return all(check.outcome is not Outcome.FAILED for check in self.checks)
+
+    def of(self, scenario: str) -> list[Check]:
+        return [check for check in self.checks if check.scenario == scenario]
+
+
+MATRIX = (
+    Cell(Client.OURS, Client.OURS_TRIO, Servers.OURS),
+    Cell(Client.OURS, Client.SDK, Servers.OURS_LEGACY),
+    Cell(Client.OURS_TRIO, Client.SDK_ADAPTER, Servers.OURS),
+    Cell(Client.SDK, Client.SDK, Servers.OURS_LEGACY),
+    Cell(Client.SDK_ADAPTER, Client.SDK_ADAPTER, Servers.OURS),
+    Cell(Client.SDK, Client.SDK_ADAPTER, Servers.OURS_LEGACY),
+    Cell(Client.OURS, Client.OURS_TRIO, Servers.UPSTREAM),
+    Cell(Client.OURS, Client.SDK, Servers.UPSTREAM),
+    Cell(Client.SDK, Client.SDK, Servers.UPSTREAM),
+)
+
+
+async def run_cell(cell: Cell) -> CellResult:
+    """Start the servers, run every scenario in both directions, stop everything."""
+    started = time.monotonic()
+    checks: list[Check] = []
+    for first, second in cell.directions:
+        try:
+            async with stacks.running(cell.servers) as stack:
+                checks += await _run(stack, first, second, scenarios.DIRECT)
+            async with stacks.running(cell.servers) as stack, Proxy.before(stack.relay) as proxy:
+                checks += await _run(stack, first, second, scenarios.PROXIED, proxy)
+        except (AssertionError, OSError) as problem:
+            done = {check.scenario for check in checks if (check.first, check.second) == (first, second)}
+            checks += [
+                Check(name, first, second, Outcome.FAILED, f"not started: {problem}")
+                for name in scenarios.NAMES
+                if name not in done
+            ]
+    return CellResult(cell, tuple(checks), time.monotonic() - started)
+
+
+async def _run(
+    stack: Stack, first: Client, second: Client, table: dict[str, scenarios.Scenario], proxy: Proxy | None = None
+) -> list[Check]:
+    checks: list[Check] = []
+    relay = proxy.address if proxy else stack.relay
+    async with agent(stack, first, "alice", relay) as alice, agent(stack, second, "bob", relay) as bob:
+        pair = Pair(stack, alice, bob, first is Client.SDK, second is Client.SDK, proxy)
+        broken = ""
+        for name, scenario in table.items():
+            if broken:
+                checks.append(Check(name, first, second, Outcome.FAILED, f"not reached: {broken} failed"))
+                continue
+            try:
+                await scenario(pair)
+            except Limit as limit:
+                checks.append(Check(name, first, second, Outcome.LIMIT, str(limit)))
+            except AssertionError as problem:
+                broken = name
+                checks.append(Check(name, first, second, Outcome.FAILED, str(problem)))
+            else:
+                checks.append(Check(name, first, second, Outcome.OK))
+    return checks
+
+
+@contextlib.asynccontextmanager
+async def agent(stack: Stack, client: Client, name: str, relay: str, **options: object) -> AsyncIterator[Peer]:
+    """An agent of that kind, connected and registered under its name."""
+    async with Peer.running(name, client.argv) as peer:
+        await peer.expect("ready")
+        started = await peer.call(
+            "start",
+            name=name,
+            relay=f"ws://{relay}",
+            registry=f"http://{stack.registry}",
+            adapter=client is Client.SDK_ADAPTER,
+            store=str(stack.folder / name),
+            **options,
+        )
+        peer.did = started["did"]
+        await peer.call("connect")
+        await peer.expect("connected")
+        yield peer
+
+
+def table(results: Iterable[CellResult]) -> str:
+    """The matrix as text, with what is impossible upstream spelled out below."""
+    notes: dict[str, int] = {}
+    rows = [["clients", "relay and registry", *scenarios.NAMES]]
+    for result in results:
+        cells = [_mark(result.of(name), notes) for name in scenarios.NAMES]
+        rows.append([f"{result.cell.one}, {result.cell.other}", result.cell.servers, *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    for note, number in notes.items():
+        lines.append(textwrap.fill(f"({number}) {note}", 120, subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def _mark(checks: list[Check], notes: dict[str, int]) -> str:
+    """The worst outcome of the directions, with the numbers of its notes."""
+    numbers = sorted({notes.setdefault(check.detail, len(notes) + 1) for check in checks if check.detail})
+    outcomes = {check.outcome for check in checks} or {Outcome.FAILED}
+    worst = next(outcome for outcome in (Outcome.FAILED, Outcome.LIMIT, Outcome.OK) if outcome in outcomes)
+    word = worst.upper() if worst is Outcome.FAILED else worst
+    return " ".join([word, *(f"({number})" for number in numbers)])
+
+
+def as_json(results: Iterable[CellResult]) -> str:
+    cells = [
+        {
+            "cell": str(result.cell),
+            **dataclasses.asdict(result.cell),
+            "passed": result.passed,
+            "seconds": round(result.seconds, 1),
+            "checks": [dataclasses.asdict(check) for check in result.checks],
+        }
+        for result in results
+    ]
+    return json.dumps({"passed": all(cell["passed"] for cell in cells), "cells": cells}, indent=2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m interop.matrix", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--only", metavar="TEXT", help="run the cells whose name contains this")
+    parser.add_argument("--list", action="store_true", help="print the names of the cells")
+    arguments = parser.parse_args()
+    cells = [cell for cell in MATRIX if not arguments.only or arguments.only.lower() in str(cell).lower()]
+    if arguments.list:
+        print("\n".join(map(str, cells)))
+        return 0
+    results = []
+    for cell in cells:
+        result = asyncio.run(run_cell(cell))
+        results.append(result)
+        print(f"{'ok    ' if result.passed else 'FAILED'} {result.seconds:5.1f} s  {cell}", file=sys.stderr, flush=True)
+    print(as_json(results) if arguments.json else table(results))
+    return 0 if results and all(result.passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Child processes that talk in lines of JSON: started, spoken to with deadlines, and always ended."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE = 15.0
+"""Seconds until something that should happen at once counts as not happening."""
+
+_LONGEST_LINE = 16 * 1024 * 1024
+
+
+class PeerFailed(AssertionError):
+    """A peer answered a command with an error. `detail` is what it said."""
+
+    def __init__(self, peer: str, command: str, detail: str) -> None:
+        super().__init__(f"{peer}: {command}: {detail}")
+        self.detail = detail
+
+
+class Missing(AssertionError):
+    """Something that was waited for did not happen before the deadline."""
+
+
+def environment() -> dict[str, str]:
+    """Ours without what would configure the children behind our back."""
+    foreign = ("MESH_", "AGENTMESH_", "AGT_", "HOST", "PORT", "LOG_LEVEL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {"NO_PROXY": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}
+
+
+class Child:
+    """One process with its output collected line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process, label: str) -> None:
+        self.label = label
+        self._process = process
+        self._errors: deque[str] = deque(maxlen=40)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, label: str, argv: Sequence[str | Path]) -> AsyncIterator[Self]:
+        process = await asyncio.create_subprocess_exec(
+            *map(str, argv),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env=environment(),
+            limit=_LONGEST_LINE,
+        )
+        child = cls(process, label)
+        child._start()
+        try:
+            yield child
+        finally:
+            await child.stop()
+
+    def _start(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._tasks = [
+            asyncio.create_task(self._read(self._process.stdout, self._on_output)),
+            asyncio.create_task(self._read(self._process.stderr, self._on_error)),
+        ]
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def errors(self) -> str:
+        """The last lines on standard error."""
+        return "\n".join(self._errors)
+
+    async def ended(self) -> int:
+        """The exit status, once there is one."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), DEADLINE)
+        except TimeoutError:
+            raise Missing(f"{self.label} does not end") from None
+
+    async def stop(self) -> None:
+        """Ask by closing standard input and SIGTERM; insist after a few seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _read(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
+        async for line in stream:
+            take(line.decode(errors="replace").rstrip("\n"))
+
+    def _on_output(self, line: str) -> None:
+        self._errors.append(line)
+
+    def _on_error(self, line: str) -> None:
+        self._errors.append(line)
+
+
+class Server(Child):
+    """A server that says where it listens; `find_address` reads that out of any line it prints."""
+
+    def __init__(self, process: asyncio.subprocess.Process, label: str) -> None:
+        super().__init__(process, label)
+        self.find_address: Callable[[str], tuple[str, int] | None] = announced_address
+        self._address: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+
+    async def address(self, patience: float = DEADLINE) -> tuple[str, int]:
+        waiting = asyncio.ensure_future(self._process.wait())
+        done, _ = await asyncio.wait({self._address, waiting}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._address not in done:
+            raise Missing(f"{self.label} does not listen:\n{self.errors}")
+        return self._address.result()
+
+    def _on_output(self, line: str) -> None:
+        super()._on_output(line)
+        self._look(line)
+
+    def _on_error(self, line: str) -> None:
+        super()._on_error(line)
+        self._look(line)
+
+    def _look(self, line: str) -> None:
+        found = self.find_address(line)
+        if found is not None and not self._address.done():
+            self._address.set_result(found)
+
+
+def announced_address(line: str) -> tuple[str, int] | None:
+    """Our servers print `{"event":"listening","host":...,"port":...}` once they are ready."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(said, dict) and said.get("event") == "listening":
+        return said["host"], said["port"]
+    return None
+
+
+Event = dict[str, Any]
+
+
+class Peer(Child):
+    """An agent in a process of its own. The protocol is in README.md."""
+
+    def __init__(self, process: asyncio.subprocess.Process, label: str) -> None:
+        super().__init__(process, label)
+        self.did = ""
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Event]] = {}
+        self._events: list[Event] = []
+        self._news = asyncio.Condition()
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def _on_output(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self._errors.append(line)
+            return
+        answer = self._answers.pop(event.get("id"), None) if event["event"] in ("done", "failed") else None
+        if answer is not None:
+            answer.set_result(event)
+            return
+        self._events.append(event)
+        task = asyncio.ensure_future(self._notify())
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _notify(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def call(self, command: str, *, patience: float = DEADLINE, **arguments: object) -> Event:
+        """Have the peer do something and wait until it says it has."""
+        assert self._process.stdin is not None
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        line = json.dumps({"cmd": command, "id": number, **arguments})
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+            said = await asyncio.wait_for(answer, patience)
+        except (TimeoutError, ConnectionError):
+            raise Missing(f"{self.label} does not answer {command!r}:\n{self.errors}") from None
+        if said["event"] == "failed":
+            raise PeerFailed(self.label, command, said["error"])
+        return said
+
+    async def expect(self, event: str, *, patience: float = DEADLINE, **fields: object) -> Event:
+        """The earliest event of that name with those fields that nobody has taken yet."""
+
+        def taken() -> Event | None:
+            for index, said in enumerate(self._events):
+                if said["event"] == event and all(said.get(name) == value for name, value in fields.items()):
+                    return self._events.pop(index)
+            return None
+
+        try:
+            async with asyncio.timeout(patience), self._news:
+                while (said := taken()) is None:
+                    await self._news.wait()
+                return said
+        except TimeoutError:
+            raise Missing(f"{self.label}: no {event} {fields}; instead: {self._events}\n{self.errors}") from None
+
+    def seen(self, event: str, **fields: object) -> list[Event]:
+        """Events of that name that nobody has taken, without taking them."""
+        return [e for e in self._events if e["event"] == event and all(e.get(k) == v for k, v in fields.items())]
+
+    async def payloads(self, sender: Peer, count: int = 1, *, patience: float = DEADLINE) -> list[Any]:
+        """The next `count` payloads from a peer in the order of their arrival. Bytes come as bytes."""
+        return [value_of(await self.expect("message", patience=patience, **{"from": sender.did})) for _ in range(count)]
+
+
+def value_of(message: Event) -> Any:
+    return base64.b64decode(message["bytes"]) if "bytes" in message else message["payload"]
+
+
+def as_arguments(payload: Any) -> dict[str, Any]:
+    """A payload as the arguments of `send`."""
+    if isinstance(payload, bytes):
+        return {"bytes": base64.b64encode(payload).decode()}
+    return {"payload": payload}

@@ -1,0 +1,150 @@
+"""A relay's front door that misbehaves on request: frames swapped, doubled, swallowed or made up.
+
+It stands between agents and a real relay and passes everything on unchanged, unless a rule for the receiving agent
+says otherwise. Reordering and loss then happen where they happen in the field: between two TCP connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from interop.processes import Missing
+
+Rule = Callable[[str], list[str] | None]
+"""Takes a message frame on its way to an agent and returns what to deliver in its place, or None to have it cut off."""
+
+_MAX_FRAME = 4 * 1024 * 1024
+
+
+@dataclass
+class Reversed:
+    """Holds frames back until `count` are there and delivers the last one first."""
+
+    count: int
+    held: list[str] = field(default_factory=list)
+
+    def __call__(self, text: str) -> list[str]:
+        if self.count == 0:
+            return [text]
+        self.held.append(text)
+        if len(self.held) < self.count:
+            return []
+        self.count = 0
+        return self.held[::-1]
+
+
+@dataclass
+class Doubled:
+    """Delivers the next frame twice."""
+
+    done: bool = False
+
+    def __call__(self, text: str) -> list[str]:
+        if self.done:
+            return [text]
+        self.done = True
+        return [text, text]
+
+
+@dataclass
+class Swallowed:
+    """Loses the next frame, and the connection with it."""
+
+    done: bool = False
+
+    def __call__(self, text: str) -> list[str] | None:
+        if self.done:
+            return [text]
+        self.done = True
+        return None
+
+
+@dataclass
+class _Link:
+    agent: ServerConnection
+    relay: ClientConnection
+    rule: Rule | None = None
+
+
+class Proxy:
+    def __init__(self, relay: str) -> None:
+        self._relay = relay
+        self._links: dict[str, _Link] = {}
+        self.address = ""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def before(cls, relay: str) -> AsyncIterator[Proxy]:
+        """A proxy in front of the relay at `host:port`; its own `address` has the same form."""
+        proxy = cls(relay)
+        async with serve(proxy._accept, "127.0.0.1", 0, max_size=_MAX_FRAME, compression=None) as server:
+            host, port = next(iter(server.sockets)).getsockname()[:2]
+            proxy.address = f"{host}:{port}"
+            yield proxy
+
+    def rule(self, did: str, rule: Rule) -> None:
+        """From now on, message frames to this agent pass through the rule."""
+        self._link(did).rule = rule
+
+    def cut(self, did: str) -> None:
+        """Pull the cable: both connections end without a close frame."""
+        link = self._link(did)
+        link.agent.transport.abort()
+        link.relay.transport.abort()
+
+    async def inject(self, did: str, text: str) -> None:
+        """Deliver a frame that no relay has sent."""
+        await self._link(did).agent.send(text)
+
+    def _link(self, did: str) -> _Link:
+        if did not in self._links:
+            raise Missing(f"{did} is not connected through the proxy")
+        return self._links[did]
+
+    async def _accept(self, agent: ServerConnection) -> None:
+        assert agent.request is not None
+        async with connect(
+            f"ws://{self._relay}{agent.request.path}", max_size=_MAX_FRAME, compression=None, proxy=None
+        ) as relay:
+            link = _Link(agent, relay)
+            upward = asyncio.create_task(self._upward(link))
+            downward = asyncio.create_task(self._downward(link))
+            _, open_ = await asyncio.wait({upward, downward}, return_when=asyncio.FIRST_COMPLETED)
+            for task in open_:
+                task.cancel()
+            await asyncio.gather(upward, downward, return_exceptions=True)
+            self._links = {did: each for did, each in self._links.items() if each is not link}
+
+    async def _upward(self, link: _Link) -> None:
+        """Agent to relay, unchanged."""
+        with contextlib.suppress(ConnectionClosed):
+            async for text in link.agent:
+                frame = json.loads(text)
+                if frame.get("type") == "connect":
+                    self._links[frame["from"]] = link
+                await link.relay.send(text)
+            await link.relay.close()
+
+    async def _downward(self, link: _Link) -> None:
+        """Relay to agent, message frames through the rule."""
+        with contextlib.suppress(ConnectionClosed):
+            async for text in link.relay:
+                assert isinstance(text, str)
+                is_message = link.rule is not None and json.loads(text).get("type") == "message"
+                replaced = link.rule(text) if link.rule and is_message else [text]
+                if replaced is None:
+                    link.agent.transport.abort()
+                    link.relay.transport.abort()
+                    return
+                for each in replaced:
+                    await link.agent.send(each)
+        code = link.relay.close_code
+        await link.agent.close(code if code and code not in (1005, 1006) else 1011)
