@@ -156,7 +156,7 @@ async def agent(stack: Stack, client: Client, name: str, relay: str, **options: 
     """An agent of that kind, connected and registered under its name."""
     async with Peer.running(name, client.argv) as peer:
         await peer.expect("ready")
-        started = await peer.call(
+        await peer.call(
             "start",
             name=name,
             relay=f"ws://{relay}",
@@ -165,8 +165,7 @@ async def agent(stack: Stack, client: Client, name: str, relay: str, **options: 
             store=str(stack.folder / name),
             **options,
         )
-        peer.did = started["did"]
-        await peer.call("connect")
+        peer.did = (await peer.call("connect"))["did"]
         await peer.expect("connected")
         yield peer
 
