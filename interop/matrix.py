@@ -181,7 +181,7 @@ def table(results: Iterable[CellResult]) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     for note, number in notes.items():
-        lines.append(textwrap.fill(f"({number}) {note}", 120, subsequent_indent="    "))
+        lines.append(textwrap.fill(f"({number}) {_brief(note)}", 120, subsequent_indent="    "))
     return "\n".join(lines)
 
 
@@ -192,6 +192,12 @@ def _mark(checks: list[Check], notes: dict[str, int]) -> str:
     worst = next(outcome for outcome in (Outcome.FAILED, Outcome.LIMIT, Outcome.OK) if outcome in outcomes)
     word = worst.upper() if worst is Outcome.FAILED else worst
     return " ".join([word, *(f"({number})" for number in numbers)])
+
+
+def _brief(note: str) -> str:
+    """The beginning and, where a traceback follows, its end; --json has it all."""
+    first, *rest = note.strip().splitlines()
+    return f"{first[:300]} ... {rest[-1]}" if rest else first[:300]
 
 
 def as_json(results: Iterable[CellResult]) -> str:

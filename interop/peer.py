@@ -18,7 +18,8 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from meshlib import Backoff, ClientConfig, Dialect, MeshClient, accept_everyone, events, refuse_everyone
+import meshlib
+from meshlib import Backoff, ClientConfig, Dialect, MeshClient, accept_everyone, refuse_everyone
 
 QUICK = Backoff(first=0.05, last=0.5)
 """A test of reconnection should take as long as the reconnection."""
@@ -91,6 +92,7 @@ class Peer:
         try:
             async with MeshClient(self._config) as client, anyio.create_task_group() as tasks:
                 self._client = client
+                say(event="connected", did=str(client.did), features=sorted(client.features))
                 tasks.start_soon(self._report_messages, client)
                 tasks.start_soon(self._report_events, client)
                 task_status.started()
@@ -108,17 +110,17 @@ class Peer:
     async def _report_events(self, client: MeshClient) -> None:
         async for event in client.events():
             match event:
-                case events.Connected():
+                case meshlib.Connected():
                     say(event="connected", did=str(client.did), features=sorted(event.features))
-                case events.Disconnected():
+                case meshlib.Disconnected():
                     say(event="disconnected", code=event.code, reason=event.reason)
-                case events.PeerVerified():
+                case meshlib.PeerVerified():
                     say(event="verified", **{"from": str(event.peer)})
-                case events.KnockReceived():
+                case meshlib.KnockReceived():
                     say(event="knock", **{"from": str(event.peer)})
-                case events.SessionLost():
+                case meshlib.SessionLost():
                     say(event="error", kind="session_lost", **{"from": str(event.peer)}, detail=event.reason)
-                case events.FaultFound():
+                case meshlib.FaultFound():
                     say(event="error", kind=event.kind, **{"from": str(event.peer)}, detail=event.detail)
                 case _:
                     pass

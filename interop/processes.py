@@ -45,7 +45,7 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process, label: str) -> None:
         self.label = label
         self._process = process
-        self._errors: deque[str] = deque(maxlen=40)
+        self._errors: deque[str] = deque(maxlen=12)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -108,12 +108,16 @@ class Child:
     async def _read(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
         async for line in stream:
             take(line.decode(errors="replace").rstrip("\n"))
+        self._on_silence()
 
     def _on_output(self, line: str) -> None:
         self._errors.append(line)
 
     def _on_error(self, line: str) -> None:
         self._errors.append(line)
+
+    def _on_silence(self) -> None:
+        """One of the outputs has ended, and the process most likely with it."""
 
 
 class Server(Child):
@@ -169,8 +173,8 @@ class Peer(Child):
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Event]] = {}
         self._events: list[Event] = []
-        self._news = asyncio.Condition()
-        self._pending: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._silent = False
 
     def _on_output(self, line: str) -> None:
         try:
@@ -183,13 +187,14 @@ class Peer(Child):
             answer.set_result(event)
             return
         self._events.append(event)
-        task = asyncio.ensure_future(self._notify())
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
+        self._news.set()
 
-    async def _notify(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    def _on_silence(self) -> None:
+        self._silent = True
+        self._news.set()
+        for answer in self._answers.values():
+            answer.cancel()
+        self._answers.clear()
 
     async def call(self, command: str, *, patience: float = DEADLINE, **arguments: object) -> Event:
         """Have the peer do something and wait until it says it has."""
@@ -201,7 +206,9 @@ class Peer(Child):
             self._process.stdin.write(line.encode() + b"\n")
             await self._process.stdin.drain()
             said = await asyncio.wait_for(answer, patience)
-        except (TimeoutError, ConnectionError):
+        except (TimeoutError, ConnectionError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not self._silent:
+                raise
             raise Missing(f"{self.label} does not answer {command!r}:\n{self.errors}") from None
         if said["event"] == "failed":
             raise PeerFailed(self.label, command, said["error"])
@@ -216,13 +223,14 @@ class Peer(Child):
                     return self._events.pop(index)
             return None
 
-        try:
-            async with asyncio.timeout(patience), self._news:
-                while (said := taken()) is None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while (said := taken()) is None and not self._silent:
+                    self._news.clear()
                     await self._news.wait()
-                return said
-        except TimeoutError:
-            raise Missing(f"{self.label}: no {event} {fields}; instead: {self._events}\n{self.errors}") from None
+                if said is not None:
+                    return said
+        raise Missing(f"{self.label}: no {event} {fields}; instead: {self._events[:5]}\n{self.errors}")
 
     def seen(self, event: str, **fields: object) -> list[Event]:
         """Events of that name that nobody has taken, without taking them."""
