@@ -31,6 +31,14 @@ def did_of(key: Ed25519Public) -> Did:
     return Did(MESH_METHOD + sha256(bytes(key)).hex()[:DID_HEX_DIGITS])
 
 
+def sdk_did(key: Ed25519Public, option: str) -> Did:
+    """The DID under which an agt-5 SDK goes for its option ``agentDid``.
+
+    It keeps any text that starts with ``did:mesh:``, even one its key cannot prove, and replaces everything else.
+    """
+    return Did(option) if option.startswith(MESH_METHOD) else did_of(key)
+
+
 def parse_did(text: str) -> Did:
     """Check that ``text`` has the shape of a DID.
 
@@ -106,6 +114,23 @@ class Identity:
     def generate(cls, entropy: Entropy) -> "Identity":
         """A new identity from 32 bytes of ``entropy``."""
         return cls(Ed25519Private.generate(entropy))
+
+    @classmethod
+    def from_secret(cls, secret: bytes, public: bytes) -> "Identity":
+        """The identity of a key pair another library kept.
+
+        Args:
+            secret: the seed (32 bytes), or seed and public key (64 bytes) as NaCl and the SDK write it.
+            public: the Ed25519 public key (32 bytes). A pair that does not fit signs for nobody, so it is refused.
+        Raises:
+            InvalidValue: another length, or the public key is not that of the seed.
+        """
+        if len(secret) not in (32, 64):
+            raise InvalidValue("an Ed25519 secret key has 32 or 64 bytes")
+        identity = cls(Ed25519Private(secret[:32]))
+        if identity.public_key != Ed25519Public(public) or secret[32:] not in (b"", public):
+            raise InvalidValue("the Ed25519 public key does not belong to the secret key")
+        return identity
 
     @cached_property
     def public_key(self) -> Ed25519Public:

@@ -1,16 +1,14 @@
 """Key value types: fixed length, constant-time equality, and a repr that shows no secret.
 
-Private keys keep their library object, because rebuilding it from bytes doubles the cost of an operation.
-Which library serves which operation is decided in :mod:`meshlib.crypto.primitives`.
+Which library serves which operation is decided in :mod:`meshlib.crypto.primitives`; the one computation here is a
+private key's public half, made once and kept, because it costs as much as half an agreement.
 """
 
 import hmac
 from collections.abc import Callable
-from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+import nacl.bindings
 
 from meshlib.errors import InvalidValue
 
@@ -26,8 +24,7 @@ class _Key:
 
     def __init__(self, raw: bytes) -> None:
         if type(raw) is not bytes or len(raw) != self.SIZE:
-            size = f"{len(raw)} bytes" if isinstance(raw, bytes | bytearray) else type(raw).__name__
-            raise InvalidValue(f"{type(self).__name__} takes {self.SIZE} bytes, not {size}")
+            raise InvalidValue(f"{type(self).__name__} takes exactly {self.SIZE} bytes")
         self._raw = raw
 
     def __eq__(self, other: object) -> bool:
@@ -41,6 +38,12 @@ class _Key:
     def __bytes__(self) -> bytes:
         return self._raw
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
 
 class _PublicKey(_Key):
     __slots__ = ()
@@ -50,11 +53,12 @@ class _PublicKey(_Key):
 
 
 class _SecretKey(_Key):
-    # Without __dict__ removed a cached library object lives beside the bytes; neither is ever printed or pickled.
+    __slots__ = ()
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(<secret>)"
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"{type(self).__name__} is not pickled: use meshlib.snapshot")
 
     @classmethod
@@ -78,31 +82,36 @@ class Ed25519Public(_PublicKey):
 class X25519Private(_SecretKey):
     """A Diffie-Hellman private key, 32 bytes, clamped or not."""
 
-    @cached_property
-    def handle(self) -> X25519PrivateKey:
-        """The library object; made once."""
-        return X25519PrivateKey.from_private_bytes(self._raw)
+    __slots__ = ("_public",)
+    _public: X25519Public
 
-    @cached_property
+    @property
     def public(self) -> X25519Public:
         """The public key that belongs to it."""
-        return X25519Public(self.handle.public_key().public_bytes_raw())
+        try:
+            return self._public
+        except AttributeError:
+            self._public = X25519Public(nacl.bindings.crypto_scalarmult_base(self._raw))
+            return self._public
 
 
 class Ed25519Private(_SecretKey):
     """A signing key as its 32-byte seed (RFC 8032)."""
 
-    @cached_property
-    def handle(self) -> Ed25519PrivateKey:
-        """The library object; made once."""
-        return Ed25519PrivateKey.from_private_bytes(self._raw)
+    __slots__ = ("_public",)
+    _public: Ed25519Public
 
-    @cached_property
+    @property
     def public(self) -> Ed25519Public:
         """The public key that belongs to it."""
-        return Ed25519Public(self.handle.public_key().public_bytes_raw())
+        try:
+            return self._public
+        except AttributeError:
+            self._public = Ed25519Public(nacl.bindings.crypto_sign_seed_keypair(self._raw)[0])
+            return self._public
 
 
 class SecretBytes(_SecretKey):
     """32 bytes of key material: a shared secret, a root, chain or message key."""
 
+    __slots__ = ()
