@@ -13,8 +13,9 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from json.encoder import encode_basestring as _quote
 from typing import Any, NewType
 from urllib.parse import quote
@@ -108,55 +109,50 @@ def js_json(value: object) -> str:
             JavaScript number equals, because it would arrive as another one.
     """
     parts: list[str] = []
-    try:
-        _print(value, parts.append, MAX_DEPTH)
-    except RecursionError as error:
-        raise InvalidValue("the value is nested too deeply for JSON") from error
+    write = parts.append
+    # A stack of our own instead of recursion: the depth of a payload must not depend on how deep its caller is.
+    stack: list[tuple[Iterator[tuple[str, object]], str]] = [(iter([("", value)]), "")]
+    while stack:
+        entries, closer = stack[-1]
+        for prefix, entry in entries:
+            write(prefix)
+            if not isinstance(entry, list | tuple | dict):
+                write(_js_scalar(entry))
+                continue
+            if len(stack) > MAX_DEPTH:
+                raise InvalidValue(f"JSON nested deeper than {MAX_DEPTH} levels")
+            if isinstance(entry, dict):
+                write("{")
+                stack.append((_members(entry), "}"))
+            else:
+                write("[")
+                stack.append((zip(chain([""], repeat(",")), entry, strict=False), "]"))
+            break
+        else:
+            write(closer)
+            stack.pop()
     return "".join(parts)
 
 
-def _print(value: object, write: Callable[[str], None], depth: int) -> None:
+def _members(value: dict[object, object]) -> Iterator[tuple[str, object]]:
+    comma = ""
+    for key in _js_key_order(value):
+        yield f"{comma}{js_string(key)}:", value[key]
+        comma = ","
+
+
+def _js_scalar(value: object) -> str:
     if isinstance(value, str):
-        write(js_string(value))
-    elif value is None:
-        write("null")
-    elif value is True:
-        write("true")
-    elif value is False:
-        write("false")
-    elif isinstance(value, int):
-        write(_js_integer(value))
-    elif isinstance(value, float):
-        write(js_number(value))
-    elif isinstance(value, list | tuple | dict):
-        if depth == 0:
-            raise InvalidValue(f"JSON nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, dict):
-            _print_object(value, write, depth - 1)
-        else:
-            _print_array(value, write, depth - 1)
-    else:
-        raise InvalidValue(f"a {type(value).__name__} has no JSON form")
-
-
-def _print_array(values: list[object] | tuple[object, ...], write: Callable[[str], None], depth: int) -> None:
-    mark = "["
-    for value in values:
-        write(mark)
-        _print(value, write, depth)
-        mark = ","
-    write("[]" if mark == "[" else "]")
-
-
-def _print_object(members: dict[object, object], write: Callable[[str], None], depth: int) -> None:
-    mark = "{"
-    for key in _js_key_order(members):
-        write(mark)
-        write(js_string(key))
-        write(":")
-        _print(members[key], write, depth)
-        mark = ","
-    write("{}" if mark == "{" else "}")
+        return js_string(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return _js_integer(value)
+    if isinstance(value, float):
+        return js_number(value)
+    raise InvalidValue(f"a {type(value).__name__} has no JSON form")
 
 
 def _js_key_order(members: dict[object, object]) -> list[str]:
@@ -289,9 +285,9 @@ def timestamp(utc: float) -> str:
     Raises:
         InvalidValue: before the epoch, after the year 9999, or not a number.
     """
-    if not 0 <= utc < _YEAR_10000:
+    seconds, milliseconds = divmod(round(utc * 1000) if 0 <= utc <= _YEAR_10000 else -1, 1000)
+    if not 0 <= seconds < _YEAR_10000:
         raise InvalidValue("a timestamp lies between the years 1970 and 9999")
-    seconds, milliseconds = divmod(round(utc * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
 
 

@@ -1,4 +1,4 @@
-"""One module per part of the system, each with ``CHECKERS``: from a group's ``type`` to the function that judges a test.
+"""One module per part of the system, each with ``CHECKERS``: from a group's ``type`` to the function judging a test.
 
 A checker runs production code on the recorded input and compares every recorded output. It raises
 :class:`CheckFailed` when they differ, when production code accepts what the record says is refused or refuses what

@@ -3,10 +3,12 @@
 import ast
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from meshlib.crypto.keys import Ed25519Private, Ed25519Public
+from meshlib.crypto import ratchet
+from meshlib.crypto.keys import Ed25519Private, Ed25519Public, SecretBytes, X25519Private
 from meshlib.errors import InvalidValue, MalformedFrame, MeshError
 from meshlib.identity import (
     Did,
@@ -187,6 +189,72 @@ def _refused_by_btoa(test: Test) -> None:
     expect_equal("payload.json", encoding.js_json(decode_plaintext_payload(text)), recorded)
 
 
+def _encrypted_message(_group: Group, test: Test, _profile: str) -> None:
+    _well_formed_time(test["now"])
+    (message_id,) = test["uuids"]
+    _uuid_version_4(message_id)
+    session = test["session"]
+    state = _ratchet_state(session["stateBefore"])
+    associated_data = _hex(session["associatedData"])
+    if not associated_data.startswith(f"{test['from']}|{test['to']}".encode()):
+        raise CheckFailed("associatedData does not start with the DIDs of initiator and responder")
+    if test["result"] == "invalid":
+        _not_serializable(test)
+        return
+    if "UndefinedPayload" in test["flags"]:
+        plaintext = _undefined(test, b"")
+    else:
+        plaintext = encode_payload(_payload(test["payload"]))
+    _same_plaintext(test, plaintext)
+    with _replayed(test["random"]) as entropy:
+        state, header, ciphertext = ratchet.encrypt(state, plaintext, associated_data, entropy)
+    expect_equal("stateAfter", _ratchet_record(state), test["stateAfter"])
+    message = Message(test["from"], test["to"], message_id, test["now"], MessageHeader(*header), ciphertext)
+    _same_bytes(message, test["frame"])
+    _received(test, message, associated_data, plaintext)
+
+
+def _received(test: Test, message: Message, associated_data: bytes, plaintext: bytes) -> None:
+    """What the peer makes of the frame: payload, ack and next state."""
+    receiver = test["receiver"]
+    header = ratchet.Header(message.header.dh, message.header.pn, message.header.n)
+    with _replayed(receiver["random"]) as entropy:
+        state, opened = ratchet.decrypt(
+            _ratchet_state(receiver["stateBefore"]), header, message.ciphertext, associated_data, entropy
+        )
+    expect_equal("plaintext read", opened, plaintext)
+    expect_equal("receiver.stateAfter", _ratchet_record(state), receiver["stateAfter"])
+    if "UndefinedPayload" in test["flags"]:
+        _refuses(decode_payload, opened)
+        expect_equal("receiver.delivered", receiver["delivered"], [])
+        expect_equal("receiver.writes", receiver["writes"], [])
+        return
+    payload = encode_payload(decode_payload(opened)).decode()
+    (delivered,) = receiver["delivered"]
+    long = "payloadJsonSha256" in delivered
+    shown = {"payloadJsonSha256": hashlib.sha256(payload.encode()).hexdigest()} if long else {"payloadJson": payload}
+    expect_equal("receiver.delivered", {"from": message.sender, **shown, "isPlaintext": False}, delivered)
+    ack = encode(Ack(message.id)).decode()
+    expect_equal("receiver.writes", receiver["writes"], [{"type": "ack", "frame": ack}])
+
+
+def _not_serializable(test: Test) -> None:
+    """Upstream fails before it encrypts. The value is a JavaScript expression; a Python one of its kind is refused."""
+    expect_absent(test, "frame", "plaintext", "plaintextSha256", "receiver")
+    expect_equal("random", test["random"], [])
+    expect_equal("stateAfter", test["stateAfter"], test["session"]["stateBefore"])
+    expect_equal("payload.json", test["payload"]["json"], None)
+    cycle: list[object] = []
+    cycle.append(cycle)
+    for value in (cycle, object(), 2**53 + 1):
+        try:
+            encode_payload(value)
+        except InvalidValue as refusal:
+            expect_invalid(test, refusal)
+        else:
+            raise CheckFailed("a value without JSON form was taken")
+
+
 # --- payloads -------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +279,80 @@ def _same_plaintext(test: Test, plaintext: bytes) -> None:
         expect_absent(test, "plaintext")
     else:
         expect_equal("plaintext", plaintext.hex(), test["plaintext"])
+
+
+# --- ratchet states as recorded -------------------------------------------------------------------------------------
+
+_PURPOSES = {"nonce": 12, "ratchetPrivate": 32}
+
+
+@contextmanager
+def _replayed(recorded: list[dict[str, str]]) -> Iterator[Callable[[int], bytes]]:
+    """An entropy source that gives the recorded values in order, and insists that all of them are drawn."""
+    remaining = [(_PURPOSES[entry["purpose"]], _hex(entry["value"])) for entry in reversed(recorded)]
+
+    def entropy(size: int) -> bytes:
+        if not remaining or remaining[-1][0] != size:
+            raise CheckFailed(f"{size} random bytes drawn, and none of that size are recorded")
+        return remaining.pop()[1]
+
+    yield entropy
+    expect_equal("random values left over", len(remaining), 0)
+
+
+def _ratchet_state(record: Test) -> ratchet.State:
+    """The production state of a recorded one; a record whose members contradict each other is refused."""
+    own = X25519Private(_hex(record["dhSelfPrivate"]))
+    root = SecretBytes(_hex(record["rootKey"]))
+    sending, receiving = (
+        ratchet.Chain(SecretBytes(_hex(record[key])), record[number]) if record[key] is not None else None
+        for key, number in (("chainKeySend", "sendMessageNumber"), ("chainKeyRecv", "recvMessageNumber"))
+    )
+    state: ratchet.State
+    if sending is None:
+        state = ratchet.Waiting(own, root)
+    else:
+        remote = _hex(record["dhRemotePublic"])
+        turn = ratchet.Turn(own, bytes(own.public), remote, root, record["previousSendChainLength"])
+        if receiving is None:
+            state = ratchet.Opened(turn, sending)
+        else:
+            skipped = {}
+            for place, key in record["skippedKeys"]:
+                dh, _, number = place.partition(":")
+                skipped[_hex(dh), int(number)] = SecretBytes(_hex(key))
+            state = ratchet.Established(turn, sending, receiving, ratchet.Backlog(skipped, ()))
+    expect_equal("recorded state", _ratchet_record(state), record)
+    return state
+
+
+def _ratchet_record(state: ratchet.State) -> Test:
+    own = state.own if isinstance(state, ratchet.Waiting) else state.turn.own
+    root = state.root if isinstance(state, ratchet.Waiting) else state.turn.root
+    record: Test = {
+        "dhSelfPrivate": bytes(own).hex(),
+        "dhSelfPublic": bytes(own.public).hex(),
+        "dhRemotePublic": None,
+        "rootKey": bytes(root).hex(),
+        "chainKeySend": None,
+        "chainKeyRecv": None,
+        "sendMessageNumber": 0,
+        "recvMessageNumber": 0,
+        "previousSendChainLength": 0,
+        "skippedKeys": [],
+    }
+    if not isinstance(state, ratchet.Waiting):
+        record["dhRemotePublic"] = state.turn.remote.hex()
+        record["chainKeySend"] = bytes(state.sending.key).hex()
+        record["sendMessageNumber"] = state.sending.n
+        record["previousSendChainLength"] = state.turn.previous
+    if isinstance(state, ratchet.Established):
+        record["chainKeyRecv"] = bytes(state.receiving.key).hex()
+        record["recvMessageNumber"] = state.receiving.n
+        record["skippedKeys"] = [
+            [f"{dh.hex()}:{number}", bytes(key).hex()] for (dh, number), key in state.backlog.skipped.items()
+        ]
+    return record
 
 
 # --- extensions of ours ---------------------------------------------------------------------------------------------
@@ -362,6 +504,7 @@ CHECKERS: dict[str, Checker] = {
     "IsoTimestamp": _iso_timestamp,
     "ClientFrame": _client_frame,
     "RelayUrl": _relay_url,
+    "EncryptedMessage": _encrypted_message,
     "PlaintextMessage": _plaintext_message,
     "FeaturesConnect": _features_connect,
     "ChallengeProof": _challenge_proof,
