@@ -1,1 +1,160 @@
-"""The network AI agents talk over."""
+"""The network AI agents talk over: end-to-end encrypted messages between agents that know each other's name.
+
+Names are loaded when they are first used, so that the servers, which borrow identities and the wire, never load the
+client's HTTP and WebSocket stack.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshlib.client.blocking import BlockingMeshClient
+    from meshlib.client.events import (
+        Connected,
+        DeliveryChanged,
+        DeliveryState,
+        Disconnected,
+        Event,
+        FaultFound,
+        KnockAccepted,
+        KnockReceived,
+        KnockRejected,
+        PeerVerified,
+        SessionLost,
+    )
+    from meshlib.client.mesh import Agent, MeshClient, Message, Receipt
+    from meshlib.config import (
+        Backoff,
+        ClientConfig,
+        Limits,
+        Prekeys,
+        Timeouts,
+        accept_everyone,
+        accept_only,
+        refuse_everyone,
+    )
+    from meshlib.crypto.x3dh import Dialect
+    from meshlib.errors import (
+        AgentNotFound,
+        AmbiguousName,
+        IdentityInUse,
+        InvalidValue,
+        KnockRefused,
+        MeshError,
+        NotAuthentic,
+        NotConnected,
+        PeerError,
+        QueueFull,
+        RegistryRefused,
+        RelayRefused,
+        ServiceError,
+        StoreError,
+        TransportError,
+        UsageError,
+    )
+    from meshlib.identity import Did, Identity
+
+__all__ = [
+    "Agent",
+    "AgentNotFound",
+    "AmbiguousName",
+    "Backoff",
+    "BlockingMeshClient",
+    "ClientConfig",
+    "Connected",
+    "DeliveryChanged",
+    "DeliveryState",
+    "Dialect",
+    "Did",
+    "Disconnected",
+    "Event",
+    "FaultFound",
+    "Identity",
+    "IdentityInUse",
+    "InvalidValue",
+    "KnockAccepted",
+    "KnockReceived",
+    "KnockRefused",
+    "KnockRejected",
+    "Limits",
+    "MeshClient",
+    "MeshError",
+    "Message",
+    "NotAuthentic",
+    "NotConnected",
+    "PeerError",
+    "PeerVerified",
+    "Prekeys",
+    "QueueFull",
+    "Receipt",
+    "RegistryRefused",
+    "RelayRefused",
+    "ServiceError",
+    "SessionLost",
+    "StoreError",
+    "Timeouts",
+    "TransportError",
+    "UsageError",
+    "accept_everyone",
+    "accept_only",
+    "refuse_everyone",
+]
+
+_HOMES = {
+    "Agent": "meshlib.client.mesh",
+    "AgentNotFound": "meshlib.errors",
+    "AmbiguousName": "meshlib.errors",
+    "Backoff": "meshlib.config",
+    "BlockingMeshClient": "meshlib.client.blocking",
+    "ClientConfig": "meshlib.config",
+    "Connected": "meshlib.client.events",
+    "DeliveryChanged": "meshlib.client.events",
+    "DeliveryState": "meshlib.client.events",
+    "Dialect": "meshlib.crypto.x3dh",
+    "Did": "meshlib.identity",
+    "Disconnected": "meshlib.client.events",
+    "Event": "meshlib.client.events",
+    "FaultFound": "meshlib.client.events",
+    "Identity": "meshlib.identity",
+    "IdentityInUse": "meshlib.errors",
+    "InvalidValue": "meshlib.errors",
+    "KnockAccepted": "meshlib.client.events",
+    "KnockReceived": "meshlib.client.events",
+    "KnockRefused": "meshlib.errors",
+    "KnockRejected": "meshlib.client.events",
+    "Limits": "meshlib.config",
+    "MeshClient": "meshlib.client.mesh",
+    "MeshError": "meshlib.errors",
+    "Message": "meshlib.client.mesh",
+    "NotAuthentic": "meshlib.errors",
+    "NotConnected": "meshlib.errors",
+    "PeerError": "meshlib.errors",
+    "PeerVerified": "meshlib.client.events",
+    "Prekeys": "meshlib.config",
+    "QueueFull": "meshlib.errors",
+    "Receipt": "meshlib.client.mesh",
+    "RegistryRefused": "meshlib.errors",
+    "RelayRefused": "meshlib.errors",
+    "ServiceError": "meshlib.errors",
+    "SessionLost": "meshlib.client.events",
+    "StoreError": "meshlib.errors",
+    "Timeouts": "meshlib.config",
+    "TransportError": "meshlib.errors",
+    "UsageError": "meshlib.errors",
+    "accept_everyone": "meshlib.config",
+    "accept_only": "meshlib.config",
+    "refuse_everyone": "meshlib.config",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'meshlib' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

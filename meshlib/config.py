@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from meshlib.client.events import KnockReceived
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import InvalidValue
-from meshlib.identity import Did, Identity, parse_did
+from meshlib.identity import Identity, parse_did
 
-KnockPolicy = Callable[[Did], bool | Awaitable[bool]]
+KnockPolicy = Callable[[KnockReceived], bool | Awaitable[bool]]
 """Decides whether a peer who knocks may talk to us. A coroutine function may take its time: the knock waits."""
 
 
-def accept_everyone(peer: Did) -> bool:
+def accept_everyone(knock: KnockReceived) -> bool:
     """Talk to whoever knows our name."""
     return True
 
 
-def refuse_everyone(peer: Did) -> bool:
+def refuse_everyone(knock: KnockReceived) -> bool:
     """Talk only to those we knock at ourselves."""
     return False
 
@@ -27,7 +28,7 @@ def refuse_everyone(peer: Did) -> bool:
 def accept_only(*peers: str) -> KnockPolicy:
     """Talk to the named DIDs and nobody else."""
     allowed = frozenset(parse_did(peer) for peer in peers)
-    return lambda peer: peer in allowed
+    return lambda knock: knock.peer in allowed
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Timeouts:
     """How long a relay that announces no features may stay silent before its silence counts as consent."""
     registry: float = 10.0
     """One registry request."""
+    policy: float = 30.0
+    """A knock policy's answer; silence counts as no."""
     close: float = 5.0
     """An orderly goodbye."""
 

@@ -10,7 +10,7 @@ Owns the outbox, the inbox and the ids seen. Leaves sessions to :mod:`meshlib.cl
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from meshlib.client.events import (
@@ -33,6 +33,7 @@ from meshlib.clock import Instant
 from meshlib.config import Limits, Prekeys, Timeouts
 from meshlib.crypto.keys import Entropy
 from meshlib.crypto.prekeys import PrekeyBundle
+from meshlib.crypto.primitives import refuse_low_order
 from meshlib.crypto.ratchet import Header
 from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import (
@@ -56,7 +57,14 @@ from meshlib.identity import (
 from meshlib.session import Session, candidates, check_opening
 from meshlib.store.protocol import Changes, Incoming, InboxKey, Outgoing, SavedState
 from meshlib.wire import frames
-from meshlib.wire.codec import decode, decode_payload, encode, encode_payload
+from meshlib.wire.codec import (
+    decode,
+    decode_payload,
+    decode_plaintext_payload,
+    encode,
+    encode_payload,
+    encode_plaintext_payload,
+)
 from meshlib.wire.encoding import MessageId, message_id, timestamp
 
 TERMINAL_CODES: Mapping[int, str] = {
@@ -88,7 +96,7 @@ class Profile:
     dialect: Dialect = Dialect.AGT5
     extensions: bool = True
     plaintext_peers: frozenset[str] = frozenset()
-    peer_dialects: Mapping[str, Dialect] = OrderedDict()
+    peer_dialects: Mapping[str, Dialect] = field(default_factory=dict)
     token: str | None = None
     heartbeat: float = 30.0
     ask_before_accepting: bool = False
@@ -112,6 +120,8 @@ class _Asked:
     knock: frames.Knock
     opening: Opening | None
     sessions: tuple[Session, ...]
+    until: float
+    """Monotonic time at which silence counts as no."""
 
 
 class ClientCore:
@@ -203,6 +213,7 @@ class ClientCore:
         """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
         deadlines = [held[0].until for held in self._held.values() if held]
         deadlines.extend(self._retry_fetch.values())
+        deadlines.extend(asked.until for asked in self._asked.values())
         if self.link is not Link.DOWN:
             deadlines.append(self._next_heartbeat)
         if self._consent_at is not None:
@@ -227,6 +238,14 @@ class ClientCore:
     def peer(self, did: Did) -> Peer:
         """What is known of a peer."""
         return self._peers.get(did) or Peer(did)
+
+    def open_questions(self) -> list[MessageId]:
+        """Knocks that wait for :meth:`answer_knock`, oldest first."""
+        return list(self._asked)
+
+    def speaks_plaintext_with(self, did: Did) -> bool:
+        """Whether frames to and from a peer are unencrypted: it is on our list and was never verified."""
+        return self._is_plaintext(self.peer(did))
 
     def delivery(self, message: MessageId) -> DeliveryState | None:
         """How far a message has come; ``None`` once it has left the outbox."""
@@ -253,7 +272,7 @@ class ClientCore:
 
     def _connect_frame(self, now: Instant, challenge: str | None) -> frames.Connect:
         profile = self.profile
-        features = ("receipts", "challenge") if profile.extensions else ()
+        features: tuple[str, ...] = ("receipts", "challenge") if profile.extensions else ()
         if profile.dialect is Dialect.AGT4:
             return frames.Connect(profile.did, None, None, None, features, profile.token)
         stamp = timestamp(now.utc)
@@ -305,6 +324,8 @@ class ClientCore:
         for did in [did for did, due in self._retry_fetch.items() if due <= now.monotonic]:
             del self._retry_fetch[did]
             self._fetches.append(did)
+        for knock in [knock for knock, asked in self._asked.items() if asked.until <= now.monotonic]:
+            self.answer_knock(knock, accept=False, now=now)
         self._expire_held(now)
 
     def heartbeat(self, now: Instant) -> None:
@@ -443,9 +464,8 @@ class ClientCore:
         peer = self.peer(outgoing.peer)
         stamp = timestamp(now.utc)
         if self._is_plaintext(peer):
-            return encode(
-                frames.PlaintextMessage(self.profile.did, outgoing.peer, outgoing.id, stamp, outgoing.payload)
-            )
+            text = encode_plaintext_payload(decode_payload(outgoing.payload))
+            return encode(frames.PlaintextMessage(self.profile.did, outgoing.peer, outgoing.id, stamp, text))
         strand = peer.sending()
         if strand is None:
             if peer.entry is Entry.IDLE and not peer.candidates:
@@ -533,7 +553,7 @@ class ClientCore:
         if sender is None:
             self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id))
             return
-        if self._seen_before((sender, frame.id)):
+        if self._seen_before((sender, MessageId(frame.id))):
             return
         peer = self.peer(sender)
         failure = self._open(peer, frame)
@@ -577,7 +597,7 @@ class ClientCore:
             if newly:
                 self._verified_any = True
                 self._events.append(PeerVerified(peer.did, first_ever))
-            self._take(Incoming(peer.did, frame.id, plaintext))
+            self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             return None
         return failure
 
@@ -641,9 +661,15 @@ class ClientCore:
             detail = "an unencrypted message of a peer that is not on the plaintext list, or has been verified"
             self._events.append(FaultFound("decrypt", detail, sender, frame.id))
             return
-        if self._seen_before((sender, frame.id)):
+        if self._seen_before((sender, MessageId(frame.id))):
             return
-        self._take(Incoming(sender, frame.id, frame.text, encrypted=False))
+        try:
+            payload = encode_payload(decode_plaintext_payload(frame.text))
+        except (MalformedFrame, InvalidValue) as error:
+            self._ack(frame.id)
+            self._events.append(FaultFound("payload", str(error), sender, frame.id))
+            return
+        self._take(Incoming(sender, MessageId(frame.id), payload, encrypted=False))
 
     # --- knocks ------------------------------------------------------------------------------------------------------
 
@@ -671,10 +697,10 @@ class ClientCore:
             except (PeerError, InvalidValue) as error:
                 self._refuse_knock(frame, sender, str(error), now)
                 return
-        self._events.append(KnockReceived(sender, frame.id))
-        asked = _Asked(frame, opening, sessions)
+        self._events.append(KnockReceived(sender, MessageId(frame.id), frame.intent))
+        asked = _Asked(frame, opening, sessions, now.monotonic + self._timeouts.policy)
         if self.profile.ask_before_accepting:
-            self._asked[frame.id] = asked
+            self._asked[MessageId(frame.id)] = asked
             while len(self._asked) > self.limits.held_peers:
                 self._asked.pop(next(iter(self._asked)))
         else:
@@ -684,7 +710,7 @@ class ClientCore:
         self, sender: Did, establishment: frames.Establishment
     ) -> tuple[Opening, tuple[Session, ...]]:
         opening = Opening.from_bytes(establishment.ik, establishment.ek, establishment.otk)
-        sessions = self._derive(sender, opening)
+        refuse_low_order(establishment.ik)
         try:
             if commits_to_key(sender):
                 check_opening(opening, sender)
@@ -694,7 +720,7 @@ class ClientCore:
                     raise NotAuthentic(f"{sender} shows another identity key than the one first seen")
         except NotAuthentic as error:
             raise NotForThisPeer(str(error)) from error
-        return opening, sessions
+        return opening, self._derive(sender, opening)
 
     def _derive(self, sender: Did, opening: Opening) -> tuple[Session, ...]:
         one_time = None
@@ -705,11 +731,9 @@ class ClientCore:
         first = self._dialect_for(self.peer(sender))
         dialects = (first, *(dialect for dialect in Dialect if dialect is not first))
         prekeys = self.keyring.prekeys()
-        return tuple(
-            candidates(self.profile.identity, self.profile.did, sender, opening, prekeys, one_time, dialects)
-        )
+        return tuple(candidates(self.profile.identity, self.profile.did, sender, opening, prekeys, one_time, dialects))
 
-    def answer_knock(self, knock: MessageId, accept: bool, now: Instant) -> None:
+    def answer_knock(self, knock: MessageId, *, accept: bool, now: Instant) -> None:
         """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`."""
         asked = self._asked.pop(knock, None)
         if asked is None:
@@ -728,16 +752,14 @@ class ClientCore:
             while len(self._spent) > self.limits.spent_ephemerals:
                 self._spent.popitem(last=False)
             peer = self.peer(sender).knocked(
-                asked.knock.id, asked.opening, asked.sessions, self.limits.candidates_per_peer
+                MessageId(asked.knock.id), asked.opening, asked.sessions, self.limits.candidates_per_peer
             )
             self._keep_peer(peer)
         answer = message_id(self._entropy)
-        self._write(
-            frames.KnockAccept(self.profile.did, sender, answer, asked.knock.id, timestamp(now.utc))
-        )
+        self._write(frames.KnockAccept(self.profile.did, sender, answer, asked.knock.id, timestamp(now.utc)))
         if asked.opening is not None:
             for held in self._held.pop(sender, ()):
-                if not self._seen_before((sender, held.frame.id)):
+                if not self._seen_before((sender, MessageId(held.frame.id))):
                     failure = self._open(self.peer(sender), held.frame)
                     if failure is not None:
                         self._events.append(FaultFound("decrypt", str(failure), sender, held.frame.id))

@@ -1,6 +1,7 @@
 """What the core can tell its caller: facts, in the past tense. None of them holds a key."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from meshlib.identity import Did
@@ -70,6 +71,8 @@ class KnockReceived:
 
     peer: Did
     knock_id: MessageId
+    intent: Mapping[str, object] = field(default_factory=dict)
+    """What the peer says it wants; its word only."""
 
 
 @dataclass(frozen=True, slots=True)

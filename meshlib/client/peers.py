@@ -196,7 +196,7 @@ def _promote(strand: Strand, rest: tuple[Strand, ...]) -> tuple[Strand, ...]:
     front = rest[0]
     if not front.heard and front.opened > strand.opened:
         return (front, strand, *rest[1:])
-    if front.heard and front.session.id == strand.rival or strand.session.id == front.rival:
+    if (front.heard and front.session.id == strand.rival) or strand.session.id == front.rival:
         winner = min((strand, front), key=lambda one: one.session.initiator)
         loser = front if winner is strand else strand
         return (winner, loser, *rest[1:])

@@ -1,0 +1,645 @@
+"""MeshClient: the shell around the core, native on asyncio and on trio.
+
+Owns tasks, sockets and the clock. Every step follows one order: the core decides, the store saves, then bytes leave
+and facts are told. Leaves every decision about frames to :mod:`meshlib.client.core`.
+"""
+
+import logging
+import os
+import random
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from inspect import isawaitable
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from meshlib.client.core import ClientCore, Link, Profile
+from meshlib.client.events import (
+    Connected,
+    DeliveryChanged,
+    DeliveryState,
+    Disconnected,
+    Event,
+    FaultFound,
+    KnockReceived,
+    Received,
+)
+from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
+from meshlib.client.transport import Closed, WebSocket
+from meshlib.clock import Instant
+from meshlib.config import ClientConfig, accept_everyone
+from meshlib.crypto.x3dh import Dialect
+from meshlib.errors import (
+    AgentNotFound,
+    AmbiguousName,
+    InvalidValue,
+    KnockRefused,
+    MeshError,
+    NotConnected,
+    PeerError,
+    RegistryRefused,
+    RelayRefused,
+    ServiceError,
+    TransportError,
+)
+from meshlib.identity import Did, Identity, parse_did
+from meshlib.store import open_store
+from meshlib.store.protocol import Changes, Store
+from meshlib.wire.encoding import MessageId
+from meshlib.wire.registry import PrekeyUpload, Signer
+
+log = logging.getLogger("meshlib.client")
+
+NAMES_REMEMBERED = 1_000
+"""Resolved display names kept, so that a chatty agent does not ask the registry for every message."""
+NAME_LIFETIME = 60.0
+"""Seconds a resolved name stays valid: a name may move to another agent."""
+_FINAL = (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED)
+_PROGRESS = (
+    DeliveryState.QUEUED,
+    DeliveryState.RELAYED,
+    DeliveryState.STORED,
+    DeliveryState.DELIVERED,
+)
+
+
+class Message:
+    """A message as the application sees it."""
+
+    def __init__(self, client: "MeshClient", received: Received) -> None:
+        self._client = client
+        self.sender = received.sender
+        self.id = received.id
+        self.payload = received.payload
+        self.encrypted = received.encrypted
+        """``False`` only for a peer on the plaintext list."""
+        self.redelivered = received.redelivered
+        """Handed over before and not confirmed, for example because the process died."""
+
+    async def ack(self) -> None:
+        """Confirm that the message has been dealt with. Twice is as good as once."""
+        await self._client._confirm(self)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} from {self.sender}>"
+
+
+class Receipt:
+    """What has become of a message of ours.
+
+    Attributes:
+        id: the message's id, the same over every retry.
+        peer: the recipient's DID.
+        state: how far it has come. A relay without receipts never gets beyond ``relayed``.
+    """
+
+    def __init__(self, message: MessageId, peer: Did) -> None:
+        self.id = message
+        self.peer = peer
+        self.state = DeliveryState.QUEUED
+        self.detail = ""
+        self._changed = anyio.Event()
+
+    def _advance(self, state: DeliveryState, detail: str) -> None:
+        self.state = state
+        self.detail = detail
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self, state: DeliveryState | str = DeliveryState.DELIVERED) -> DeliveryState:
+        """Wait until the message has come at least as far as ``state``, or can come no further.
+
+        Bound the wait with ``anyio.fail_after``: an absent recipient may stay away for days.
+
+        Raises:
+            KnockRefused: the recipient or the relay refused it.
+        """
+        wanted = _PROGRESS.index(DeliveryState(state))
+        while self.state not in _FINAL and _PROGRESS.index(self.state) < wanted:
+            await self._changed.wait()
+        if self.state is DeliveryState.REFUSED:
+            raise KnockRefused(self.peer, self.detail or "no reason given")
+        return self.state
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.id} to {self.peer}: {self.state}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent as the registry lists it. Everything but the DID is the registry's word."""
+
+    did: Did
+    capabilities: tuple[str, ...]
+    online: bool | None
+    last_seen: float | None
+    """UTC seconds."""
+
+
+class MeshClient:
+    """An agent on the mesh.
+
+    Use it as an async context manager, on asyncio or on trio::
+
+        async with MeshClient(ClientConfig(name="alice")) as client:
+            await client.send("bob", "hello")
+            async for message in client.inbox():
+                print(message.sender, message.payload)
+
+    Entering registers, publishes prekeys and connects; it raises if that cannot work. After that the client
+    reconnects by itself and loses nothing that :meth:`send` took.
+
+    Args:
+        config: what to do and where.
+        store: a store to use instead of the one ``config.store`` names.
+    """
+
+    def __init__(self, config: ClientConfig, *, store: Store | None = None) -> None:
+        self.config = config
+        self._given_store = store
+        self._store: Store | None = None
+        self._core: ClientCore | None = None
+        self._registry: RegistryClient | None = None
+        self._socket: WebSocket | None = None
+        self._tasks: TaskGroup | None = None
+        self._stack = AsyncExitStack()
+        self._saving = anyio.Lock()
+        self._due = anyio.Event()
+        self._link_changed = anyio.Event()
+        self._room = anyio.Event()
+        self._arrived = anyio.Event()
+        self._arrivals: deque[Received] = deque()
+        self._pending: dict[tuple[Did, MessageId], Message] = {}
+        self._listeners: set[MemoryObjectSendStream[Event]] = set()
+        self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
+        self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
+        self._wanted = True
+        self._refused: RelayRefused | None = None
+        self._trouble: MeshError | None = None
+        self._prekeys_due = anyio.Event()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._enter()
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._stack.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def _enter(self) -> None:
+        config = self.config
+        store: Store = self._given_store or await anyio.to_thread.run_sync(open_store, config.store)
+        self._store = store
+        self._stack.callback(store.close)
+        saved = await anyio.to_thread.run_sync(store.load)
+        identity = config.identity or (Identity(saved.signing_key) if saved.signing_key else None)
+        if saved.signing_key is not None and config.identity not in (None, Identity(saved.signing_key)):
+            raise InvalidValue("the store belongs to another identity than the one given: use another folder")
+        if identity is None:
+            identity = Identity.generate(os.urandom)
+        if saved.signing_key is None:
+            await self._save(Changes(signing_key=identity.signing_key))
+        did = parse_did(config.did) if config.did else identity.did
+        profile = Profile(
+            identity=identity,
+            did=did,
+            dialect=config.dialect,
+            extensions=config.extensions,
+            plaintext_peers=config.plaintext_peers,
+            peer_dialects=config.peer_dialects,
+            token=config.token,
+            heartbeat=config.heartbeat,
+            ask_before_accepting=config.knock_policy is not accept_everyone,
+            ack_when_saved=store.durable,
+        )
+        self._core = ClientCore(profile, saved, os.urandom, config.limits, config.timeouts, config.prekeys)
+        options = RegistryOptions(
+            timeout=config.timeouts.registry, bound_requests=config.extensions, tls=config.tls, proxy=config.proxy
+        )
+        signer = Signer.of(identity, did)
+        registry = RegistryClient(config.registry_url, signer=signer, options=options)
+        self._registry = await self._stack.enter_async_context(registry)
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._stack.push_async_exit(self._leave)
+        if config.register:
+            await self._register()
+        self._tasks.start_soon(self._keep_connected)
+        self._tasks.start_soon(self._keep_time)
+        if config.register:
+            self._tasks.start_soon(self._keep_prekeys)
+        await self.connect()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Say goodbye and end the tasks. What the caller's block raised stays what it is, in no exception group."""
+        tasks = self._tasks
+        assert tasks is not None
+        with anyio.move_on_after(self.config.timeouts.close, shield=True):
+            await self.disconnect()
+        tasks.cancel_scope.cancel()
+        for listener in list(self._listeners):
+            listener.close()
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            return await tasks.__aexit__(kind, error, trace)
+        await tasks.__aexit__(None, None, None)
+        return None
+
+    async def connect(self) -> None:
+        """Connect, and stay connected. Waits until the relay takes our frames.
+
+        Raises:
+            RelayRefused: the relay said no in a way that a retry does not change.
+            TransportError: no connection within ``timeouts.connect``; trying goes on in the background.
+        """
+        core = self._open_core()
+        self._wanted = True
+        self._refused = None
+        self._announce_link()
+        with anyio.move_on_after(self.config.timeouts.connect + self.config.timeouts.proof):
+            while core.link is not Link.UP:
+                changed = self._link_changed
+                if self._refused is not None:
+                    raise self._refused
+                await changed.wait()
+            return
+        raise TransportError(
+            f"no connection to {self.config.relay_url} within {self.config.timeouts.connect:g} s"
+            + (f": {self._trouble}" if self._trouble else ": start the relay, or check relay_url")
+        )
+
+    async def disconnect(self) -> None:
+        """Say goodbye to the relay and stay away until :meth:`connect`. Messages wait in the outbox meanwhile."""
+        core = self._open_core()
+        self._wanted = False
+        if self._socket is not None:
+            core.goodbye()
+            await self._step()
+            with anyio.move_on_after(self.config.timeouts.close):
+                await self._socket.close()
+        self._announce_link()
+
+    @property
+    def did(self) -> Did:
+        """Our DID."""
+        return self._open_core().profile.did
+
+    @property
+    def connected(self) -> bool:
+        """Whether the relay takes our frames right now."""
+        return self._core is not None and self._core.link is Link.UP
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Extensions the relay and we both know."""
+        return self._open_core().features
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    async def send(self, peer: str, payload: object, *, wait: DeliveryState | str | None = None) -> Receipt:
+        """Send a message, end to end encrypted.
+
+        Returns once the message is in the outbox (on disk, if the store is); it leaves as soon as possible.
+
+        Args:
+            peer: display name or DID.
+            payload: str, bytes or any JSON value.
+            wait: also wait until it is ``"relayed"``, ``"stored"`` or ``"delivered"``.
+        Raises:
+            AgentNotFound, AmbiguousName: the name leads nowhere, or to several agents.
+            InvalidValue: the payload has no JSON form or is too large.
+            QueueFull: the outbox has reached its bound.
+            KnockRefused: with ``wait``, the peer does not want to talk.
+        """
+        did = await self.resolve(peer)
+        core = self._open_core()
+        message = core.send(did, payload, self._now())
+        receipt = Receipt(message, did)
+        self._receipts[message] = receipt
+        await self._step()
+        if wait is not None:
+            await receipt.wait(wait)
+        return receipt
+
+    async def resolve(self, peer: str) -> Did:
+        """The DID of a display name; a DID is returned as it is.
+
+        Raises:
+            AgentNotFound, AmbiguousName: no agent, or more than one, has that name.
+        """
+        if peer.startswith("did:"):
+            return parse_did(peer)
+        known = self._names.get(peer)
+        if known is not None and known[1] > time.monotonic():
+            return known[0]
+        agents = [agent for agent in await self.discover(peer) if agent.did != self.did]
+        named = [agent for agent in agents if agent.capabilities[:1] == (peer,)] or agents
+        if not named:
+            raise AgentNotFound(peer)
+        if len(named) > 1:
+            raise AmbiguousName(peer, [agent.did for agent in named])
+        self._names[peer] = (named[0].did, time.monotonic() + NAME_LIFETIME)
+        while len(self._names) > NAMES_REMEMBERED:
+            self._names.popitem(last=False)
+        return named[0].did
+
+    async def discover(self, capability: str, limit: int = 50) -> list[Agent]:
+        """Agents that publish a capability (a display name is one), the freshest first."""
+        results = await self._open_registry().discover(capability, limit)
+        return [Agent(parse_did(one.did), one.capabilities, one.online, one.last_seen) for one in results]
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    async def inbox(self) -> AsyncIterator[Message]:
+        """Messages as they come. Going on to the next one confirms the last; so does :meth:`Message.ack`.
+
+        A message whose loop body raised, or whose process died, is handed over again, marked ``redelivered``.
+        Starting to iterate anew takes over from any earlier iteration.
+        """
+        core = self._open_core()
+        for sender, message_id in list(self._pending):
+            core.return_unconfirmed(sender, message_id)
+        self._pending.clear()
+        while True:
+            message = await self.receive()
+            yield message
+            await message.ack()
+
+    async def receive(self) -> Message:
+        """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with."""
+        core = self._open_core()
+        while not self._arrivals:
+            self._arrivals.extend(core.messages())
+            if self._arrivals:
+                await self._step()  # that a message was handed over is saved before it is
+                break
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        message = Message(self, self._arrivals.popleft())
+        self._pending[message.sender, message.id] = message
+        return message
+
+    async def _confirm(self, message: Message) -> None:
+        self._pending.pop((message.sender, message.id), None)
+        if self._open_core().confirm(message.sender, message.id):
+            self._room.set()
+            await self._step()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Facts as they happen; a listener that lags more than ``limits.events`` behind misses the rest."""
+        async with self._listen() as stream:
+            async for event in stream:
+                yield event
+
+    def _listen(self) -> MemoryObjectReceiveStream[Event]:
+        sender, receiver = anyio.create_memory_object_stream[Event](self.config.limits.events)
+        self._listeners.add(sender)
+        return receiver
+
+    # --- the step ----------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> None:
+        """Save what the core changed, then send what it wrote, then tell what happened."""
+        core = self._open_core()
+        async with self._saving:
+            changes = core.changes()
+            writes = core.writes()
+            if changes:
+                await self._save(changes)
+            if writes and self._socket is not None:
+                await self._send(self._socket, writes)
+                core.sent()
+        for event in core.events():
+            self._tell(event)
+        for did in core.fetches():
+            assert self._tasks is not None
+            self._tasks.start_soon(self._fetch_bundle, did)
+        self._arrived.set()
+        self._due.set()
+
+    async def _save(self, changes: Changes) -> None:
+        assert self._store is not None
+        if self._store.durable:
+            # Not abandoned on cancellation: a half-told core and a saved store must not part.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._store.save, changes)
+        else:
+            self._store.save(changes)
+
+    async def _send(self, socket: WebSocket, writes: list[bytes]) -> None:
+        try:
+            with anyio.fail_after(self.config.timeouts.connect):
+                await socket.send(writes)
+        except (Closed, TimeoutError):
+            log.debug("the relay connection ended while sending")  # the reader sees the same end and reports it
+            with anyio.move_on_after(0, shield=True):
+                await socket.close()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, DeliveryChanged):
+            receipt = self._receipts.get(event.id)
+            if receipt is not None:
+                receipt._advance(event.state, event.detail)
+        elif isinstance(event, KnockReceived):
+            if self.config.knock_policy is not accept_everyone:
+                assert self._tasks is not None
+                self._tasks.start_soon(self._ask_policy, event)
+        elif isinstance(event, Connected | Disconnected):
+            if isinstance(event, Disconnected) and not event.retrying:
+                self._refused = RelayRefused(event.code, event.reason)
+            self._announce_link()
+        for listener in list(self._listeners):
+            try:
+                listener.send_nowait(event)
+            except anyio.WouldBlock:
+                log.warning("an event listener lags behind; events are dropped for it")
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                self._listeners.discard(listener)
+
+    def _announce_link(self) -> None:
+        self._link_changed.set()
+        self._link_changed = anyio.Event()
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        """Connect, read until the end, wait, again; for as long as a connection is wanted."""
+        core = self._open_core()
+        backoff = self.config.backoff
+        ceiling = backoff.first
+        while True:
+            while not self._wanted or self._refused is not None:
+                await self._link_changed.wait()
+            started = time.monotonic()
+            try:
+                with anyio.fail_after(self.config.timeouts.connect):
+                    self._socket = await WebSocket.connect(
+                        self.config.relay_url, tls=self.config.tls, proxy=self.config.proxy
+                    )
+            except TimeoutError:
+                self._trouble = TransportError(f"{self.config.relay_url} does not answer")
+            except TransportError as error:
+                self._trouble = error
+            else:
+                await self._converse(core, self._socket)
+            if time.monotonic() - started >= backoff.stable_after:
+                ceiling = backoff.first
+            if self._wanted and self._refused is None:
+                await anyio.sleep(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
+                ceiling = min(ceiling * 2, backoff.last)
+
+    async def _converse(self, core: ClientCore, socket: WebSocket) -> None:
+        ended = Closed(1006, "")
+        try:
+            core.opened(self._now(), socket.challenge)
+            await self._step()
+            with anyio.CancelScope() as patience:
+                # A relay that sent a challenge answers; one that does not within the time is no relay.
+                patience.deadline = anyio.current_time() + self.config.timeouts.proof
+                while True:
+                    if core.link is Link.UP:
+                        patience.deadline = float("inf")
+                    while core.inbox_full:
+                        self._room = anyio.Event()
+                        await self._room.wait()
+                    for raw in await socket.receive():
+                        core.receive(raw, self._now())
+                    await self._step()
+            if patience.cancelled_caught:
+                ended = Closed(1006, "the relay did not answer our proof in time")
+        except Closed as error:
+            ended = error
+        finally:
+            self._socket = None
+            core.closed(ended.code, ended.reason)
+            with anyio.move_on_after(1, shield=True):
+                await socket.close()
+        await self._step()
+
+    async def _keep_time(self) -> None:
+        """Wake the core when it has something to do."""
+        core = self._open_core()
+        while True:
+            self._due = anyio.Event()
+            with anyio.move_on_after(max(0.0, core.next_deadline() - time.monotonic())):
+                await self._due.wait()
+                continue
+            core.tick(self._now())
+            await self._step()
+
+    async def _keep_prekeys(self) -> None:
+        """Ask now and then how many one-time keys are left, and publish what is missing."""
+        while True:
+            with anyio.move_on_after(self.config.prekeys.check_every):
+                await self._prekeys_due.wait()
+                self._prekeys_due = anyio.Event()
+            try:
+                await self._publish_prekeys()
+            except (ServiceError, TransportError) as error:
+                self._tell(FaultFound("registry", str(error)))
+
+    async def _register(self) -> None:
+        registry = self._open_registry()
+        core = self._open_core()
+        config = self.config
+        capabilities = [config.name] if config.name else []
+        capabilities.extend(one for one in config.capabilities if one != config.name)
+        metadata = dict(config.metadata)
+        if config.name:
+            metadata.setdefault("display_name", config.name)
+        identity = core.profile.identity
+        if config.dialect is Dialect.AGT4:
+            await registry.register_legacy(self.did, identity.agreement_key.public, capabilities, metadata)
+        else:
+            registration = await registry.register(identity, capabilities, metadata)
+            if not registration.created:
+                await self._update_profile(capabilities, metadata)
+        await self._publish_prekeys(at_start=True)
+
+    async def _update_profile(self, capabilities: list[str], metadata: dict[str, object]) -> None:
+        """Tell a registry that knew us before what has changed; an upstream one cannot be told."""
+        try:
+            await self._open_registry().update(self.did, capabilities, metadata)
+        except RegistryRefused as error:
+            if error.status not in (404, 405):
+                raise
+        except AgentNotFound:
+            pass
+
+    async def _publish_prekeys(self, *, at_start: bool = False) -> None:
+        registry = self._open_registry()
+        core = self._open_core()
+        left = (await registry.get_agent(self.did)).one_time_keys_left
+        if not at_start and not core.keyring.refresh(self._now()) and not self._runs_low(left):
+            return
+        upload = core.replenish(left or 0, self._now())
+        await self._step()  # a private key is saved before its public half leaves
+        public = PrekeyUpload.of(core.profile.identity, upload.signed, upload.one_time)
+        await registry.upload_prekeys(self.did, public, "merge")
+
+    def _runs_low(self, left: int | None) -> bool:
+        # An upstream registry does not say what is left; there what was published at the start must do.
+        return left is not None and left < self.config.prekeys.top_up_below
+
+    async def _fetch_bundle(self, did: Did) -> None:
+        core = self._open_core()
+        registry = self._open_registry()
+        try:
+            bundle = (await registry.fetch_prekeys(did)).checked(did)
+            agent = await registry.get_agent(did)
+            hint = Dialect.AGT4 if agent.registration == "legacy" else None
+        except (AgentNotFound, PeerError) as error:
+            core.no_bundle(did, error, self._now(), final=True)
+        except RegistryRefused as error:
+            core.no_bundle(did, error, self._now(), final=400 <= error.status < 500 and error.status != 429)
+        except (ServiceError, TransportError) as error:
+            core.no_bundle(did, error, self._now(), final=False)
+        else:
+            core.bundle(did, bundle, self._now(), hint)
+        await self._step()
+
+    async def _ask_policy(self, knock: KnockReceived) -> None:
+        try:
+            verdict = self.config.knock_policy(knock)
+            accept = await verdict if isawaitable(verdict) else verdict
+        except Exception:  # the policy is foreign code; whatever it raises, the knock is not let in
+            log.exception("the knock policy failed; the knock of %s is refused when its time is up", knock.peer)
+            return
+        self._open_core().answer_knock(knock.knock_id, accept=bool(accept), now=self._now())
+        await self._step()
+
+    # --- small verbs -------------------------------------------------------------------------------------------------
+
+    def _now(self) -> Instant:
+        skew = self._registry.clock_skew if self._registry is not None else None
+        wrong = skew is not None and SKEW_WORTH_CORRECTING <= abs(skew) <= LARGEST_CORRECTION
+        return Instant(time.monotonic(), time.time() + (skew if skew is not None and wrong else 0.0))
+
+    def _open_core(self) -> ClientCore:
+        if self._core is None:
+            raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
+        return self._core
+
+    def _open_registry(self) -> RegistryClient:
+        if self._registry is None:
+            raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
+        return self._registry
+
+
+__all__ = ["Agent", "MeshClient", "Message", "Receipt"]

@@ -1,0 +1,253 @@
+"""One WebSocket to the relay over an anyio byte stream: TLS, proxies, and many frames in one write.
+
+Owns the socket. The protocol itself is websockets' Sans-I/O ``ClientProtocol``; proxies are python-socks'.
+Foreign exceptions are translated here, once.
+"""
+
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import anyio
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+from python_socks.async_.anyio.v2 import Proxy
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from meshlib.errors import InvalidValue, TransportError
+from meshlib.wire.codec import MAX_FRAME
+from meshlib.wire.encoding import websocket_url
+
+CHALLENGE_HEADER = "Mesh-Challenge"
+"""Where our relay puts its nonce: in the handshake's answer, so that proving it costs no round trip."""
+_READ_SIZE = 256 * 1024
+"""Bytes per read. A burst of small frames comes in one."""
+_ABNORMAL = 1006
+
+
+class Closed(TransportError):
+    """The connection has ended."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the connection to the relay has ended ({code}) {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+def proxy_for(url: str, configured: str | None) -> str | None:
+    """The proxy to use for a URL: the configured one, else what the environment says.
+
+    Args:
+        configured: a proxy URL, ``""`` for none at all, ``None`` to ask ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``.
+    """
+    if configured is not None:
+        return configured or None
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    proxies = getproxies()
+    scheme = "https" if parts.scheme in ("wss", "https") else "http"
+    return proxies.get("all") or proxies.get(scheme)
+
+
+class WebSocket:
+    """An open WebSocket. One task receives, one task sends."""
+
+    def __init__(self, stream: ByteStream, protocol: ClientProtocol) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._partial: list[Frame] = []
+        self._sending = anyio.Lock()
+        self.challenge: str | None = None
+
+    @classmethod
+    async def connect(
+        cls, relay_url: str, *, tls: ssl.SSLContext | None = None, proxy: str | None = None
+    ) -> "WebSocket":
+        """Open a WebSocket to a relay. The caller sets the deadline.
+
+        Args:
+            relay_url: ``ws://`` or ``wss://``, without the path.
+            tls: context for ``wss``; the system's trust store when ``None``.
+            proxy: as for :func:`proxy_for`.
+        Raises:
+            TransportError: it cannot be reached; the message says what failed where.
+        """
+        url = websocket_url(relay_url)
+        stream = await _open_stream(url, tls, proxy_for(url, proxy))
+        protocol = ClientProtocol(parse_uri(url), max_size=MAX_FRAME)
+        socket = cls(stream, protocol)
+        try:
+            await socket._handshake(relay_url)
+        except BaseException:
+            await anyio.aclose_forcefully(stream)
+            raise
+        return socket
+
+    async def _handshake(self, relay_url: str) -> None:
+        with _translated(relay_url):
+            self._protocol.send_request(self._protocol.connect())
+            await self._flush()
+            while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+                await self._read()
+                for event in self._protocol.events_received():
+                    if isinstance(event, Response):
+                        self.challenge = event.headers.get(CHALLENGE_HEADER)
+                    else:
+                        self._partial.append(_as_frame(event))
+        error = self._protocol.handshake_exc
+        if isinstance(error, InvalidStatus):
+            raise TransportError(
+                f"{relay_url} answered HTTP {error.response.status_code} instead of opening a WebSocket: "
+                "is this the relay's address, without a path?"
+            ) from error
+        if isinstance(error, InvalidHandshake):
+            raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error
+        if error is not None or self._protocol.state is not State.OPEN:
+            raise TransportError(f"{relay_url} closed the connection during the handshake") from error
+
+    async def send(self, messages: Iterable[bytes]) -> None:
+        """Send text frames, all in one write.
+
+        Raises:
+            Closed: the connection has ended; what was not written is lost with it.
+        """
+        async with self._sending:
+            if self._protocol.state is not State.OPEN:
+                raise self._closed()
+            for message in messages:
+                self._protocol.send_text(message)
+            try:
+                await self._flush()
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                raise self._closed() from error
+
+    async def receive(self) -> list[bytes]:
+        """All text messages that have arrived, at least one.
+
+        Raises:
+            Closed: the connection has ended, with the peer's code or 1006.
+        """
+        while True:
+            messages = list(self._messages(self._take_frames()))
+            if messages:
+                return messages
+            if self._protocol.state is State.CLOSED or not await self._read():
+                raise self._closed()
+            await self._answer()
+
+    async def _answer(self) -> None:
+        """Send what the protocol wants to say by itself (pongs, the answer to a close)."""
+        try:
+            self._sending.acquire_nowait()
+        except anyio.WouldBlock:
+            return  # whoever is sending flushes ours too; waiting here could stop both directions
+        try:
+            await self._flush_quietly()
+        finally:
+            self._sending.release()
+
+    def _take_frames(self) -> list[Frame]:
+        early, self._partial = self._partial, []
+        return early + [_as_frame(event) for event in self._protocol.events_received()]
+
+    def _messages(self, frames: Iterable[Frame]) -> Iterator[bytes]:
+        parts: list[Frame] = []
+        for frame in frames:
+            if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                continue
+            parts.append(frame)
+            if frame.fin:
+                yield bytes(parts[0].data) if len(parts) == 1 else b"".join(part.data for part in parts)
+                parts = []
+        self._partial = parts + self._partial
+
+    async def close(self, code: int = 1000) -> None:
+        """Say goodbye, wait for the answer, let go. The caller sets the deadline; cancelling lets go at once."""
+        try:
+            if self._protocol.state is State.OPEN:
+                async with self._sending:
+                    self._protocol.send_close(code)
+                    await self._flush_quietly()
+            while self._protocol.state is not State.CLOSED and await self._read():
+                self._protocol.events_received()
+        finally:
+            await anyio.aclose_forcefully(self._stream)
+
+    async def _read(self) -> bool:
+        """Take bytes from the socket. Returns whether there will be more."""
+        try:
+            data = await self._stream.receive(_READ_SIZE)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._protocol.receive_eof()
+            return False
+        self._protocol.receive_data(data)
+        return True
+
+    async def _flush(self) -> None:
+        while chunks := [chunk for chunk in self._protocol.data_to_send() if chunk]:
+            await self._stream.send(b"".join(chunks))
+
+    async def _flush_quietly(self) -> None:
+        try:
+            await self._flush()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._protocol.receive_eof()
+
+    def _closed(self) -> Closed:
+        code = self._protocol.close_rcvd.code if self._protocol.close_rcvd else _ABNORMAL
+        reason = self._protocol.close_rcvd.reason if self._protocol.close_rcvd else ""
+        return Closed(code, reason)
+
+
+def _as_frame(event: object) -> Frame:
+    assert isinstance(event, Frame), "after the handshake the protocol yields frames only"
+    return event
+
+
+async def _open_stream(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> ByteStream:
+    parts = urlsplit(url)
+    host = parts.hostname
+    if host is None:
+        raise InvalidValue(f"{url!r} names no host")
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    with _translated(f"{host}:{port}" + (f" through the proxy {_without_password(proxy)}" if proxy else "")):
+        stream: ByteStream
+        if proxy is None:
+            stream = await anyio.connect_tcp(host, port)
+        else:
+            stream = (await Proxy.from_url(proxy).connect(host, port)).anyio_stream
+        if parts.scheme == "wss":
+            context = tls or ssl.create_default_context()
+            stream = await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
+    return stream
+
+
+def _without_password(proxy: str) -> str:
+    parts = urlsplit(proxy)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.port else f"{parts.scheme}://{parts.hostname}"
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """Turn what sockets, TLS and proxies raise into one error that says what failed where."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise TransportError(
+            f"{where} shows a certificate that is not trusted ({error.verify_message}): pass the right CA as tls"
+        ) from error
+    except ssl.SSLError as error:
+        raise TransportError(f"{where} speaks no TLS we understand: {error.reason or error}") from error
+    except (ProxyError, ProxyConnectionError, ProxyTimeoutError) as error:
+        raise TransportError(f"the proxy does not let us reach {where}: {error}") from error
+    except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        raise TransportError(f"{where} cannot be reached: {str(error) or type(error).__name__}") from error
