@@ -4,9 +4,9 @@ A verb is a whole transaction: after ``save`` returns, everything in the change 
 dies, nothing is. Owns the records; leaves how sessions become bytes to :mod:`meshlib.snapshot`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.keyring import DatedPrekey
@@ -18,6 +18,13 @@ from meshlib.wire.encoding import MessageId
 
 InboxKey = tuple[Did, MessageId]
 """Sender and message id: what makes a message one message."""
+
+SEEN_KEPT = 100_000
+"""Ids of messages that outlive a restart, the newest: as many as :class:`~meshlib.config.Limits` remembers."""
+SPENT_KEPT = 10_000
+"""Ephemeral keys of past knocks that outlive a restart, the newest: as many as the limits remember."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,15 @@ class SavedState:
     one_time_prekeys: Mapping[int, OneTimePrekey] = field(default_factory=dict)
     next_prekey_id: int = 1
     peers: Mapping[Did, Peer] = field(default_factory=dict)
+    """Their candidates come without sessions: these are derived again from the opening and the prekeys."""
     outbox: tuple[Outgoing, ...] = ()
+    """In the order in which they were queued."""
     inbox: tuple[Incoming, ...] = ()
+    """In the order in which they were taken."""
     seen: tuple[InboxKey, ...] = ()
-    """Oldest first."""
+    """Oldest first, each once; bounded to the newest."""
     spent_ephemerals: tuple[bytes, ...] = ()
+    """Oldest first, each once; bounded to the newest."""
 
 
 @dataclass
@@ -119,8 +130,21 @@ class Store(Protocol):
         """Write all of ``changes`` in one transaction.
 
         Raises:
-            StoreError: nothing of it was written.
+            StoreError: nothing of it was written. Whoever made the changes is ahead of the store now and must start
+                again from :meth:`load`: to go on would send what is not saved.
         """
 
     def close(self) -> None:
         """Let go of files and locks."""
+
+
+def newest(items: Iterable[_Item]) -> tuple[_Item, ...]:
+    """Each item once, where it comes last."""
+    return tuple(reversed(dict.fromkeys(reversed(tuple(items)))))
+
+
+def without_candidate_sessions(peer: Peer) -> Peer:
+    """The peer as a store keeps it."""
+    if not any(candidate.sessions for candidate in peer.candidates):
+        return peer
+    return replace(peer, candidates=tuple(replace(candidate, sessions=()) for candidate in peer.candidates))
