@@ -10,6 +10,7 @@ Owns the outbox, the inbox and the ids seen. Leaves sessions to :mod:`meshlib.cl
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -55,7 +56,7 @@ from meshlib.identity import (
     timestamp_statement,
 )
 from meshlib.session import Session, candidates, check_opening
-from meshlib.store.protocol import Changes, Incoming, InboxKey, Outgoing, SavedState
+from meshlib.store.protocol import Changes, InboxKey, Incoming, Outgoing, SavedState
 from meshlib.wire import frames
 from meshlib.wire.codec import (
     decode,
@@ -150,7 +151,8 @@ class ClientCore:
         self.keyring.restore(state.signed_prekeys, state.one_time_prekeys, state.next_prekey_id)
         self._timeouts = timeouts
         self._entropy = entropy
-        self._peers: dict[Did, Peer] = dict(state.peers)
+        # A bundle that was being fetched is asked for again: the answer went to the process that is gone.
+        self._peers: dict[Did, Peer] = {did: self._idle(peer) for did, peer in state.peers.items()}
         self._verified_any = any(peer.verified for peer in self._peers.values())
         self._outbox: dict[MessageId, Outgoing] = {outgoing.id: outgoing for outgoing in state.outbox}
         self._queues: dict[Did, deque[MessageId]] = {}
@@ -555,7 +557,7 @@ class ClientCore:
             return
         if self._seen_before((sender, MessageId(frame.id))):
             return
-        peer = self.peer(sender)
+        peer = self._revived(sender)
         failure = self._open(peer, frame)
         if failure is None:
             return
@@ -732,6 +734,24 @@ class ClientCore:
         dialects = (first, *(dialect for dialect in Dialect if dialect is not first))
         prekeys = self.keyring.prekeys()
         return tuple(candidates(self.profile.identity, self.profile.did, sender, opening, prekeys, one_time, dialects))
+
+    def _revived(self, sender: Did) -> Peer:
+        """The peer with its candidates' sessions, which no store keeps.
+
+        They are derived when the first message after a restart comes, not at once: knocks of peers that never say
+        anything must not make every start slower.
+        """
+        peer = self.peer(sender)
+        if all(candidate.sessions for candidate in peer.candidates):
+            return peer
+        kept = []
+        for candidate in peer.candidates:
+            with suppress(PeerError):  # its one-time key is gone: nothing can settle it any more
+                sessions = candidate.sessions or self._derive(sender, candidate.opening)
+                if sessions:
+                    kept.append(replace(candidate, sessions=sessions))
+        self._peers[sender] = replace(peer, candidates=tuple(kept))
+        return self._peers[sender]
 
     def answer_knock(self, knock: MessageId, *, accept: bool, now: Instant) -> None:
         """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`."""
