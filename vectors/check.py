@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:1] = [str(Path(__file__).resolve().parents[1])]  # this folder is not a package root, its parent is
+if not __package__:  # run as a script: the repository is the root of packages, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import importlib
+import importlib  # noqa
 from vectors.checkers import Checker, CheckFailed  # noqa: E402
 
 CHECKERS: dict[str, Checker] = {}

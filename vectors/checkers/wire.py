@@ -362,6 +362,7 @@ def _features_connect(_group: Group, test: Test, _profile: str) -> None:
     identity = _identity(test)
     expect_equal("did", identity.did, test["did"])
     _well_formed_time(test["now"])
+    expect_equal("timestamp", encoding.parse_json(test["frame"])["timestamp"], test["now"])
     frame = _read_or_refuse(test)
     if frame is None:
         return
@@ -375,10 +376,14 @@ def _features_connect(_group: Group, test: Test, _profile: str) -> None:
 def _challenge_proof(_group: Group, test: Test, _profile: str) -> None:
     """What the relay decides about a connect frame when it has sent ``challenge``."""
     identity = _identity(test)
+    expect_equal("did", identity.did, test["did"])
     frame = decode(test["frame"])
+    expect_equal("frame", encode(frame).decode(), test["frame"])
     if not isinstance(frame, Connect) or None in (frame.public_key, frame.timestamp, frame.signature):
         raise CheckFailed("the frame is no connect with a proof")
-    statement = challenge_statement(Did(frame.sender), frame.timestamp or "", test["challenge"])
+    expect_equal("features", list(frame.features), test["features"])
+    expect_equal("now", frame.timestamp, test["now"])
+    statement = challenge_statement(Did(frame.sender), test["now"], test["challenge"])
     expect_equal("statement", statement.hex(), test["statement"])
     key = Ed25519Public(frame.public_key or b"")
     try:
@@ -389,6 +394,7 @@ def _challenge_proof(_group: Group, test: Test, _profile: str) -> None:
         _signed_something_else(test, identity, frame.signature or b"")
         return
     expect_valid(test)
+    expect_equal("signedStatement", test["signedStatement"], test["statement"])
     expect_equal("key", key, identity.public_key)
     expect_equal("challenge", len(encoding.unb64url(test["challenge"])), 32)
     ours = Connect(
@@ -439,6 +445,7 @@ def _bound_request(_group: Group, test: Test, _profile: str) -> None:
         _signed_something_else(test, identity, signature)
         return
     expect_valid(test)
+    expect_equal("signedStatement", test["signedStatement"], test["statement"])
     expect_equal("signature", encoding.b64url(identity.sign(statement)), test["signature"])
 
 
