@@ -21,7 +21,7 @@ from pathlib import Path
 from interop import scenarios, stacks
 from interop.processes import Peer
 from interop.proxy import Proxy
-from interop.scenarios import Limit, Pair
+from interop.scenarios import Limit, Pair, Scenario
 from interop.stacks import Servers, Stack
 
 _PEER_MJS = Path(__file__).with_name("peer.mjs")
@@ -111,28 +111,28 @@ async def run_cell(cell: Cell) -> CellResult:
     """Start the servers, run every scenario in both directions, stop everything."""
     started = time.monotonic()
     checks: list[Check] = []
-    for first, second in cell.directions:
-        try:
-            async with stacks.running(cell.servers) as stack:
-                checks += await _run(stack, first, second, scenarios.DIRECT)
-            async with stacks.running(cell.servers) as stack, Proxy.before(stack.relay) as proxy:
-                checks += await _run(stack, first, second, scenarios.PROXIED, proxy)
-        except (AssertionError, OSError) as problem:
-            done = {check.scenario for check in checks if (check.first, check.second) == (first, second)}
-            checks += [
-                Check(name, first, second, Outcome.FAILED, f"not started: {problem}")
-                for name in scenarios.NAMES
-                if name not in done
-            ]
+    try:
+        async with stacks.running(cell.servers) as stack, Proxy.before(stack.relay) as proxy:
+            for number, (first, second) in enumerate(cell.directions, 1):
+                checks += await _run(stack, first, second, scenarios.DIRECT, f"direct-{number}")
+                checks += await _run(stack, first, second, scenarios.PROXIED, f"proxied-{number}", proxy)
+    except (AssertionError, OSError) as problem:
+        ran = {(check.scenario, check.first, check.second) for check in checks}
+        wanted = [(name, *direction) for direction in cell.directions for name in scenarios.NAMES]
+        missing = [each for each in wanted if each not in ran]
+        details = [f"not started: {problem}", *["not started"] * len(missing)]
+        checks += [Check(*each, Outcome.FAILED, detail) for each, detail in zip(missing, details, strict=False)]
     return CellResult(cell, tuple(checks), time.monotonic() - started)
 
 
 async def _run(
-    stack: Stack, first: Client, second: Client, table: dict[str, scenarios.Scenario], proxy: Proxy | None = None
+    stack: Stack, first: Client, second: Client, table: dict[str, Scenario], suffix: str, proxy: Proxy | None = None
 ) -> list[Check]:
     checks: list[Check] = []
     relay = proxy.address if proxy else stack.relay
-    async with agent(stack, first, "alice", relay) as alice, agent(stack, second, "bob", relay) as bob:
+    names = [f"{name}-{suffix}" for name in ("alice", "bob")]
+    await stack.connections(0)
+    async with agent(stack, first, names[0], relay) as alice, agent(stack, second, names[1], relay) as bob:
         pair = Pair(stack, alice, bob, first is Client.SDK, second is Client.SDK, proxy)
         broken = ""
         for name, scenario in table.items():

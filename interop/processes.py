@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -96,8 +97,9 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.close()
         if self.alive:
+            # Not Popen.terminate(): it would reap a child that has just died, and asyncio would miss its status.
             with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+                os.kill(self._process.pid, signal.SIGTERM)
             try:
                 await asyncio.wait_for(self._process.wait(), 5)
             except TimeoutError:

@@ -46,8 +46,8 @@ class Pair:
     first: Peer
     second: Peer
     first_is_sdk: bool
-    second_is_sdk: bool
     """The SDK as it is, without the adapter."""
+    second_is_sdk: bool
     proxy: Proxy | None = None
 
     @property
@@ -211,6 +211,11 @@ async def duplicate(pair: Pair) -> None:
         exists = (await pair.second.call("session", peer=pair.first.did))["exists"]
         if exists:
             raise AssertionError(f"the SDK reported {desync} and kept its session")
+        if not pair.first_is_sdk:
+            # Ours takes the SDK's new session at once; two SDKs would have to notice and knock in turn.
+            await pair.second.call("establish", peer=pair.first.did)
+            await deliver(pair.second, pair.first, "anew")
+            await deliver(pair.first, pair.second, "agreed")
         raise Limit(f"SDK 4.0.0 takes a second delivery for tampering and drops its session ({desync['detail']})")
     await deliver(pair.first, pair.second, "the next")
     await deliver(pair.second, pair.first, "came once")

@@ -34,15 +34,15 @@ def test_limits_are_upstreams(result: CellResult) -> None:
     assert limits == {
         (name, first, second)
         for first, second in result.cell.directions
-        for name in known_limits(first, second, result.cell.servers)
+        for name in known_limits(second, result.cell.servers)
     }
 
 
-def known_limits(first: Client, second: Client, servers: Servers) -> set[str]:
+def known_limits(second: Client, servers: Servers) -> set[str]:
     """What cannot work, by whose fault it is."""
     limits = set()
     if second is Client.SDK:
         limits.add("duplicate")
-    if servers is Servers.UPSTREAM and (first.is_sdk or second.is_sdk):
+    if servers is Servers.UPSTREAM:
         limits.add("lost hop")
     return limits
