@@ -1,0 +1,208 @@
+"""How a relay is set up: frozen values, read from a mapping. Reads no environment itself."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from meshlib.errors import InvalidValue
+
+Durability = Literal["relaxed", "strict"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+ENV_PREFIX = "MESH_RELAY_"
+MEMORY_STORE = ":memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound of the relay. Sizes in bytes, times in seconds, rates per second.
+
+    Each can be set by environment: ``frame_size`` is ``MESH_RELAY_FRAME_SIZE``, and so on.
+    """
+
+    frame_size: int = 1024 * 1024
+    """One frame as it travels. A larger one is discarded while it arrives and answered with an error frame."""
+    first_frame_size: int = 16 * 1024
+    """The connect frame, which anybody may send: tokens reach a few KiB."""
+    id_length: int = 128
+    """Characters of a message id; UUIDs have 36."""
+
+    proof_seconds: float = 10.0
+    """From accepting a socket to its proof of possession."""
+    idle_seconds: float = 90.0
+    """Silence after which a socket is closed with 4004. Any WebSocket frame, pings and pongs included, ends silence."""
+    close_seconds: float = 3.0
+    """How long a closing socket may take to finish."""
+    skew_seconds: float = 300.0
+    """How far a proof's timestamp may be from the relay's clock, either way."""
+
+    unproven: int = 2048
+    """Sockets that have not proved themselves. One more, and the one waiting longest is closed."""
+    connections: int = 100_000
+    """Sockets in all. Above it new ones are closed as soon as they are accepted."""
+    accept_rate: float = 5000.0
+    """New sockets for the whole relay; the rest wait in the kernel's backlog, so a restarted fleet comes in evenly."""
+    accept_burst: float = 10_000.0
+    address_rate: float = 50.0
+    """New sockets per remote address. Loopback is exempt: it is the operator's own reverse proxy."""
+    address_burst: float = 500.0
+    bad_proof_rate: float = 1.0
+    """Refused proofs per remote address, loopback exempt; above it the address is turned away."""
+    bad_proof_burst: float = 60.0
+    frame_rate: float = 150_000.0
+    """Routed frames per agent. Above it the relay reads more slowly from that agent; nothing is dropped."""
+    frame_burst: float = 300_000.0
+
+    outgoing_high: int = 1024 * 1024
+    """Bytes waiting for a slow reader before its frames go to the inbox only."""
+    outgoing_low: int = 256 * 1024
+    """Bytes still waiting when the inbox is read again for it."""
+    page_frames: int = 512
+    """Frames read from the inbox at a time, per recipient."""
+    page_bytes: int = 1024 * 1024
+    uncommitted_bytes: int = 64 * 1024 * 1024
+    """Accepted and not yet on disk. Above it the relay reads more slowly from senders."""
+
+    pair_frames: int = 100_000
+    """Stored from one sender for one recipient."""
+    pair_bytes: int = 64 * 1024 * 1024
+    recipient_frames: int = 200_000
+    """Stored for one recipient."""
+    recipient_bytes: int = 256 * 1024 * 1024
+    total_frames: int = 2_000_000
+    """Stored in all."""
+    total_bytes: int = 8 * 1024 * 1024 * 1024
+
+    acked_memory: int = 50_000
+    """Frames remembered after their ack, so that a sender's retransmission is not delivered a second time."""
+    acked_seconds: float = 300.0
+    """For how long, at least; under load :attr:`acked_memory` is used up sooner."""
+    credentials: int = 1_000_000
+    """DIDs whose key is pinned or that have proved themselves on a challenge."""
+    proofs: int = 200_000
+    """Bare-timestamp proofs remembered for as long as they would be fresh."""
+
+    commit_seconds: float = 0.003
+    """How long an accepted frame may wait for others to share its commit."""
+    sweep_seconds: float = 60.0
+    """Between two searches for expired frames."""
+    sweep_frames: int = 2000
+    """Expired frames deleted in one transaction."""
+    handshake_seconds: float = 60.0
+    """A knock, accept or reject counts as handled when its socket, of a client that acks only messages, has shown
+    life this long after it got the frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """What ``mesh-relay serve`` needs to know."""
+
+    host: str = "127.0.0.1"
+    port: int = 8083
+    """0 lets the system choose; the listening line names it."""
+    store: str = MEMORY_STORE
+    """Path of the SQLite database, or ``:memory:``: then nothing survives a restart."""
+    allow_legacy: bool = False
+    """Admit DIDs outside ``did:mesh:`` without proof, until they have shown a key once."""
+    durability: Durability = "relaxed"
+    """``relaxed`` forwards at once and commits within milliseconds; ``strict`` commits, synced to disk, first."""
+    ttl: float = 72 * 3600.0
+    """Seconds a frame is kept for its recipient."""
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def from_mapping(cls, environment: Mapping[str, str], **given: object) -> "RelayConfig":
+        """Read ``MESH_RELAY_*``; ``given`` values that are not None (the command line's) win.
+
+        Raises:
+            InvalidValue: a value is not of its type, out of range, or not one of the choices.
+        """
+        settings: dict[str, object] = {"store": default_store(environment)}
+        for option in dataclasses.fields(cls):
+            if (text := environment.get(ENV_PREFIX + option.name.upper())) is not None:
+                settings[option.name] = text
+        settings |= {name: value for name, value in given.items() if value is not None}
+        settings["limits"] = Limits(
+            **{
+                limit.name: _number(limit.name, text, whole=limit.type is int)
+                for limit in dataclasses.fields(Limits)
+                if (text := environment.get(ENV_PREFIX + limit.name.upper())) is not None
+            }
+        )
+        for name, read in _READERS.items():
+            if name in settings:
+                settings[name] = read(name, settings[name])
+        return cls(**settings)  # type: ignore[arg-type]  # every value has passed its reader
+
+
+def default_store(environment: Mapping[str, str]) -> str:
+    """Where the database goes when nobody says: the service manager's state directory, else the user's.
+
+    ``$STATE_DIRECTORY/relay.db`` (systemd), ``$XDG_STATE_HOME/mesh/relay.db``, ``$HOME/.local/state/mesh/relay.db``,
+    and ``mesh-relay.db`` here when there is no home.
+    """
+    if directory := environment.get("STATE_DIRECTORY"):
+        return str(Path(directory.split(":")[0]) / "relay.db")
+    if directory := environment.get("XDG_STATE_HOME"):
+        return str(Path(directory) / "mesh" / "relay.db")
+    if home := environment.get("HOME"):
+        return str(Path(home) / ".local" / "state" / "mesh" / "relay.db")
+    return "mesh-relay.db"
+
+
+def _number(name: str, value: object, *, whole: bool = False) -> Any:
+    try:
+        number = int(str(value)) if whole else float(str(value))
+    except ValueError:
+        number = -1
+    if not 0 < number < 1e18:
+        raise InvalidValue(f"{name} is a positive {'whole number' if whole else 'number'}, not {value!r}")
+    return number
+
+
+def _port(name: str, value: object) -> int:
+    if not str(value).isdecimal() or not int(str(value)) < 65536:
+        raise InvalidValue(f"{name} is a number from 0 to 65535, not {value!r}")
+    return int(str(value))
+
+
+def _flag(name: str, value: object) -> bool:
+    text = str(value).lower()
+    if text not in _FLAGS:
+        raise InvalidValue(f"{name} is true or false, not {value!r}")
+    return _FLAGS[text]
+
+
+def _choice(*choices: str) -> Callable[[str, object], str]:
+    def read(name: str, value: object) -> str:
+        if value not in choices:
+            raise InvalidValue(f"{name} is one of {', '.join(choices)}, not {value!r}")
+        return str(value)
+
+    return read
+
+
+_FLAGS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "": False,
+}
+_READERS: dict[str, Callable[[str, object], object]] = {
+    "port": _port,
+    "allow_legacy": _flag,
+    "ttl": _number,
+    "durability": _choice(*get_args(Durability)),
+    "log_level": _choice(*get_args(LogLevel)),
+    "log_format": _choice(*get_args(LogFormat)),
+}

@@ -1,0 +1,908 @@
+"""The relay's decisions: bind, route, store, ack, expire. No sockets, no database, no clock.
+
+Owns who is connected, which frames are on their way to whom, and in which order. Sockets belong to
+:mod:`mesh_relay.connection` and :mod:`mesh_relay.server`, proofs to :mod:`mesh_relay.admission`, disks to
+:mod:`mesh_relay.inbox`. Everything here happens in one task.
+
+The life of a frame: it is *accepted* (numbered, counted against quotas, `pending`), forwarded at once when its
+recipient is connected and up to date, *committed* with others a few milliseconds later, and *removed* upon the
+recipient's ack. Acked while still pending, it never reaches the disk.
+
+Order and duplicates. Per connection ``cursor`` is the number of the last frame pushed; only greater ones are pushed,
+in ascending order. So each stored frame reaches a socket at most once, whatever ``fetch_pending`` asks, and no live
+frame overtakes a stored one. A connection is either up to date (live frames go straight out) or ``behind`` (after
+connecting with mail waiting, or when it reads too slowly): then frames go to the inbox only, and are read from there
+page by page as its queue drains, until nothing is left.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import msgspec
+
+from mesh_relay import envelope as envelopes
+from mesh_relay.admission import (
+    IDLE,
+    NO_SENDER,
+    NOT_CONNECT,
+    NOT_PROVEN,
+    REPLACED,
+    Admitted,
+    Doorkeeper,
+    Refused,
+)
+from mesh_relay.config import Durability, Limits
+from mesh_relay.envelope import KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
+from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Work
+from meshlib.clock import Instant
+from meshlib.errors import InvalidValue, MalformedFrame
+from meshlib.identity import Did, parse_did
+from meshlib.wire.encoding import timestamp
+
+NORMAL, GOING_AWAY = 1000, 1001
+
+LOOPBACK = "loopback"
+"""The address of every local client: exempt from limits per address, because a reverse proxy would share one."""
+
+_CONGESTED_PAUSE = 0.05  # seconds a sender waits while the disk catches up
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Write this text message to the link."""
+
+    link: "Link"
+    payload: bytes
+
+
+class Close(msgspec.Struct, frozen=True, gc=False):
+    """Begin the closing handshake on the link; nothing more comes for it."""
+
+    link: "Link"
+    code: int
+    reason: str
+
+
+Effect = Send | Close
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+class _Bucket:
+    """A token bucket."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, burst: float, now: Instant) -> None:
+        self._rate, self._burst, self._tokens, self._updated = rate, burst, burst, now.monotonic
+
+    def take(self, count: float, now: Instant) -> float:
+        """Take tokens, into debt if need be; returns the seconds until the debt is paid."""
+        self._tokens = min(self._burst, self._tokens + (now.monotonic - self._updated) * self._rate) - count
+        self._updated = now.monotonic
+        return max(0.0, -self._tokens / self._rate)
+
+    def full(self, now: Instant) -> bool:
+        return self._tokens + (now.monotonic - self._updated) * self._rate >= self._burst
+
+
+class _Pair:
+    """What one mailbox holds of one sender."""
+
+    __slots__ = ("frames", "size")
+
+    def __init__(self, frames: int = 0, size: int = 0) -> None:
+        self.frames = frames
+        self.size = size
+
+
+class _Entry:
+    """A frame on its way: accepted, not yet removed."""
+
+    __slots__ = (
+        "accepted_at",
+        "committed",
+        "control",
+        "id",
+        "mailbox",
+        "pair",
+        "payload",
+        "print",
+        "pushed_at",
+        "sender",
+        "seq",
+        "size",
+    )
+
+    def __init__(
+        self,
+        seq: int,
+        mailbox: "_Mailbox",
+        sender: Did,
+        pair: _Pair,
+        frame_id: str,
+        control: bool,
+        accepted_at: float,
+        payload: bytes,
+    ) -> None:
+        self.seq = seq
+        self.mailbox = mailbox
+        self.sender = sender
+        self.pair = pair
+        self.id = frame_id
+        self.control = control
+        self.accepted_at = accepted_at
+        self.payload = payload  # empty once committed
+        self.size = len(payload)
+        self.print = 0  # the fingerprint, taken when the payload goes
+        self.committed = False
+        self.pushed_at = 0.0  # monotonic, of a control frame
+
+
+class _Mailbox:
+    """One recipient: connected, or with frames waiting, or both."""
+
+    __slots__ = ("awaiting", "binding", "did", "frames", "pairs", "rivals", "size")
+
+    def __init__(self, did: Did) -> None:
+        self.did = did
+        self.binding: _Binding | None = None
+        self.frames = 0
+        self.size = 0
+        self.pairs: dict[Did, _Pair] = {}
+        # Pushed to a socket of this recipient and not acked, by id. It outlives the socket: an ack that was lost with
+        # it may come on the next one. Only what is in here can be acked, so nobody's frame is removed through the id
+        # of another's. Further senders' frames with the same id are in `rivals`.
+        self.awaiting: dict[str, _Entry] = {}
+        self.rivals: dict[str, list[_Entry]] = {}
+
+
+class Link:
+    """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
+
+    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "queued")
+
+    def __init__(self, address: str, nonce: str, now: Instant) -> None:
+        self.address = address
+        self.nonce = nonce
+        self.opened_at = self.heard_at = now.monotonic
+        self.open = True
+        self.queued = 0  # bytes sent to it that the network has not taken
+        self.binding: _Binding | None = None
+
+
+class _Binding:
+    """A link that speaks as an agent."""
+
+    __slots__ = (
+        "acks_everything",
+        "behind",
+        "bucket",
+        "controls",
+        "cursor",
+        "did",
+        "fetching",
+        "link",
+        "loading",
+        "mailbox",
+        "receipts",
+        "verified",
+    )
+
+    def __init__(self, link: Link, mailbox: _Mailbox, admitted: Admitted, bucket: _Bucket) -> None:
+        self.link = link
+        self.mailbox = mailbox
+        self.did = mailbox.did
+        self.verified = admitted.verified
+        self.receipts = "receipts" in (admitted.features or ())
+        self.acks_everything = admitted.features is not None
+        self.bucket = bucket
+        self.cursor = 0
+        self.behind = mailbox.frames > 0
+        self.loading = False
+        self.fetching = False  # a fetch_pending waits for its answer
+        self.controls: dict[int, _Entry] = {}  # pushed here, by number; only for clients that do not ack them
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start."""
+
+    routed: int = 0
+    stored: int = 0
+    delivered: int = 0
+    expired: int = 0
+    refused: int = 0
+    retransmitted: int = 0
+    malformed: int = 0
+    connects: int = 0
+    refused_connects: dict[int, int] = field(default_factory=dict)
+    replaced: int = 0
+    idle: int = 0
+    spilled: int = 0
+    throttled: int = 0
+    turned_away: int = 0
+
+
+class RelayCore:
+    """All decisions of one relay.
+
+    After any call the shell carries out :meth:`effects`; when :attr:`work_waiting` it runs :meth:`take_work` through
+    the inbox and hands the result to :meth:`stored`.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        contents: Contents,
+        now: Instant,
+        *,
+        ttl: float,
+        allow_legacy: bool = False,
+        durability: Durability = "relaxed",
+    ) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self._ttl = ttl
+        self._strict = durability == "strict"
+        self._doorkeeper = Doorkeeper(
+            limits, allow_legacy=allow_legacy, credentials=contents.credentials, proofs=contents.proofs
+        )
+        self._seq = contents.last_seq
+        self._effects: list[Effect] = []
+        self._unproven: dict[Link, None] = {}  # in order of arrival
+        self._bindings: dict[Link, _Binding] = {}
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._frames = 0
+        self._size = 0
+        for usage in contents.usage:
+            mailbox = self._mailbox(usage.recipient)
+            mailbox.pairs[usage.sender] = _Pair(usage.frames, usage.size)
+            self._count(mailbox, usage.frames, usage.size)
+        self._pending: dict[int, _Entry] = {}  # accepted, in order; not in any transaction yet
+        self._pending_size = 0
+        self._ripe = 0  # pending frames up to this number are due
+        self._committing: dict[int, _Entry] = {}
+        self._removals: list[int] = []
+        self._removed: set[int] = set()  # removals that have not been committed
+        self._credentials: list[Credential] = []
+        self._proofs: list[Proof] = []
+        self._loads: list[_Binding] = []
+        self._loading: list[_Binding] = []
+        self._sweep_at = self._rotate_at = now.monotonic
+        self._sweep_due = False
+        # Two generations of (recipient, sender, id) -> fingerprint of frames that were acked.
+        self._acked: dict[tuple[Did, Did, str], int] = {}
+        self._acked_before: dict[tuple[Did, Did, str], int] = {}
+        self._addresses: dict[str, tuple[_Bucket, _Bucket]] = {}
+
+    # --- what the shell asks ------------------------------------------------------------------------------------------
+
+    def effects(self) -> Sequence[Effect]:
+        """Take what is to be done, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    @property
+    def work_waiting(self) -> bool:
+        """Whether :meth:`take_work` would have something."""
+        return bool(
+            self._pending or self._removals or self._loads or self._credentials or self._proofs or self._sweep_due
+        )
+
+    @property
+    def work_urgent(self) -> bool:
+        """Whether somebody waits for the work: it should not wait for company."""
+        return bool(self._loads or (self._strict and self._pending))
+
+    @property
+    def connected(self) -> int:
+        """Agents connected now."""
+        return len(self._bindings)
+
+    @property
+    def verified(self) -> int:
+        """Agents connected now that have proved a key."""
+        return sum(binding.verified for binding in self._bindings.values())
+
+    @property
+    def unproven(self) -> int:
+        """Sockets that have not proved anything yet."""
+        return len(self._unproven)
+
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """Frames kept, their bytes, and the agents they wait for."""
+        return self._frames, self._size, sum(1 for mailbox in self._mailboxes.values() if mailbox.frames)
+
+    @property
+    def uncommitted(self) -> int:
+        """Bytes accepted and not on disk."""
+        return self._pending_size
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def welcome(self, address: str, now: Instant) -> bool:
+        """Whether a new socket from this address may come in: not when one of its buckets is empty."""
+        if address == LOOPBACK:
+            return True
+        connects, failures = self._address(address, now)
+        if failures.take(0, now) or connects.take(1, now):
+            self.counters.turned_away += 1
+            return False
+        return True
+
+    def _address(self, address: str, now: Instant) -> tuple[_Bucket, _Bucket]:
+        buckets = self._addresses.get(address)
+        if buckets is None:
+            limits = self.limits
+            buckets = self._addresses[address] = (
+                _Bucket(limits.address_rate, limits.address_burst, now),
+                _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now),
+            )
+        return buckets
+
+    def open(self, address: str, nonce: str, now: Instant) -> Link:
+        """A WebSocket has been opened; its 101 response carried ``nonce``."""
+        if len(self._unproven) >= self.limits.unproven:
+            self._close(next(iter(self._unproven)), NOT_PROVEN, "too many sockets wait for their proof")
+        link = Link(address, nonce, now)
+        self._unproven[link] = None
+        return link
+
+    def lost(self, link: Link) -> None:
+        """The socket has ended, for whatever reason. Idempotent."""
+        link.open = False
+        self._unproven.pop(link, None)
+        binding = self._bindings.pop(link, None)
+        if binding is not None and binding.mailbox.binding is binding:
+            binding.mailbox.binding = None
+            self._drop_if_idle(binding.mailbox)
+
+    def _close(self, link: Link, code: int, reason: str) -> None:
+        if link.open:
+            self.lost(link)
+            self._effects.append(Close(link, code, reason))
+
+    def heard(self, link: Link, frames: int, now: Instant) -> float:
+        """Bytes have come, ``frames`` messages among them; returns for how many seconds not to read on.
+
+        Slowing the sender loses nothing; dropping frames would.
+        """
+        link.heard_at = now.monotonic
+        binding = link.binding
+        if not frames or binding is None:
+            return 0.0
+        pause = binding.bucket.take(frames, now)
+        if self._pending_size > self.limits.uncommitted_bytes:
+            pause = max(pause, _CONGESTED_PAUSE)
+        if pause:
+            self.counters.throttled += 1
+        return pause
+
+    def flushed(self, link: Link, queued: int) -> None:
+        """The network has taken what it would; ``queued`` bytes are left."""
+        link.queued = queued
+        binding = link.binding
+        if binding is not None and binding.behind and queued <= self.limits.outgoing_low:
+            self._load(binding)
+
+    def tick(self, now: Instant) -> None:
+        """Once a second: deadlines."""
+        overdue = now.monotonic - self.limits.proof_seconds
+        for link in list(takewhile(lambda link: link.opened_at <= overdue, self._unproven)):
+            self._turn_away(link, NOT_PROVEN, "no proof of possession in time", now)
+        silent = now.monotonic - self.limits.idle_seconds
+        for link, binding in list(self._bindings.items()):
+            if link.heard_at <= silent:
+                self.counters.idle += 1
+                self._close(link, IDLE, f"silent for {self.limits.idle_seconds:.0f} s")
+            elif binding.controls:
+                self._settle(binding, link.heard_at - self.limits.handshake_seconds)
+        if now.monotonic >= self._rotate_at:
+            self._rotate_at = now.monotonic + self.limits.acked_seconds
+            self._acked_before, self._acked = self._acked, {}
+        if now.monotonic >= self._sweep_at:
+            self._sweep_at = now.monotonic + self.limits.sweep_seconds
+            self._sweep_due = True
+            self._addresses = {
+                address: buckets
+                for address, buckets in self._addresses.items()
+                if not (buckets[0].full(now) and buckets[1].full(now))
+            }
+            self._doorkeeper.forget_stale(now)
+
+    def shut_down(self) -> None:
+        """Close every link with 1001."""
+        for link in [*self._unproven, *self._bindings]:
+            self._close(link, GOING_AWAY, "the relay is shutting down")
+
+    # --- frames -------------------------------------------------------------------------------------------------------
+
+    def receive(self, link: Link, raw: bytes, now: Instant) -> None:
+        """Take one message. Whatever it is, the connection stays, except when it should have been a valid connect."""
+        if not link.open:
+            return
+        try:
+            envelope = envelopes.read(raw)
+        except MalformedFrame as error:
+            if link.binding is None:
+                self._turn_away(link, NOT_CONNECT, f"the first frame must be connect: {error}", now)
+            else:
+                self._complain(link, str(error))
+            return
+        binding = link.binding
+        if binding is None:
+            self._introduce(link, envelope, raw, now)
+            return
+        kind = envelope.type
+        if kind == "ack":
+            self._acknowledge(binding, envelope)
+        elif envelope.sender is not msgspec.UNSET and envelope.sender != binding.did:
+            self._complain(link, "from is not the DID of this connection", envelope.id)
+        elif kind in ROUTED:
+            self._route(binding, envelope, raw, now)
+        elif kind == "heartbeat":
+            pass
+        elif kind == "fetch_pending":
+            self._fetch(binding)
+        elif kind == "disconnect":
+            self._close(link, NORMAL, "disconnect")
+        elif kind == "connect":
+            self._complain(link, "this connection is bound already")
+        else:
+            self._complain(link, f"unknown frame type {kind[:40]!r}")
+
+    def oversized(self, link: Link, size: int) -> None:
+        """A message of ``size`` bytes was too large to be read."""
+        self._complain(link, f"a frame of {size} bytes; at most {self.limits.frame_size} are taken")
+
+    def _complain(self, link: Link, detail: str, frame_id: object = None) -> None:
+        self.counters.malformed += 1
+        self._effects.append(Send(link, envelopes.error(detail, id=frame_id if isinstance(frame_id, str) else None)))
+
+    # --- connect ------------------------------------------------------------------------------------------------------
+
+    def _introduce(self, link: Link, envelope: Envelope, raw: bytes, now: Instant) -> None:
+        if envelope.type != "connect":
+            self._turn_away(link, NOT_CONNECT, "the first frame must be connect", now)
+            return
+        if envelope.sender is msgspec.UNSET or not envelope.sender:
+            self._turn_away(link, NO_SENDER, "connect names no from", now)
+            return
+        try:
+            admitted = self._doorkeeper.admit(raw, link.nonce, now)
+        except Refused as refused:
+            self._turn_away(link, refused.code, refused.detail, now)
+            return
+        self._bind(link, admitted, now)
+
+    def _turn_away(self, link: Link, code: int, detail: str, now: Instant) -> None:
+        self._effects.append(Send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc))))
+        self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
+        if link.address != LOOPBACK:
+            self._address(link.address, now)[1].take(1, now)
+        self._close(link, code, detail)
+
+    def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
+        mailbox = self._mailbox(admitted.did)
+        before = mailbox.binding
+        if before is not None:
+            bucket = before.bucket
+            mailbox.binding = None
+            self.counters.replaced += 1
+            self._close(before.link, REPLACED, "replaced by a newer connection of this DID")
+        else:
+            bucket = _Bucket(self.limits.frame_rate, self.limits.frame_burst, now)
+        del self._unproven[link]
+        binding = _Binding(link, mailbox, admitted, bucket)
+        self._mailboxes[admitted.did] = mailbox
+        mailbox.binding = link.binding = self._bindings[link] = binding
+        self.counters.connects += 1
+        if admitted.credential is not None:
+            self._credentials.append(admitted.credential)
+        if admitted.proof is not None:
+            self._proofs.append(admitted.proof)
+        if admitted.features is not None:
+            self._effects.append(Send(link, envelopes.connected(admitted.features, timestamp(now.utc))))
+        if binding.behind:
+            self._load(binding)
+
+    # --- route --------------------------------------------------------------------------------------------------------
+
+    def _route(self, binding: _Binding, envelope: Envelope, raw: bytes, now: Instant) -> None:
+        link, frame_id, to = binding.link, envelope.id, envelope.recipient
+        if frame_id is msgspec.UNSET or not 0 < len(frame_id) <= self.limits.id_length:
+            self._complain(link, f"id is a text of 1 to {self.limits.id_length} characters")
+            return
+        if to is msgspec.UNSET:
+            self._complain(link, "to is missing", frame_id)
+            return
+        if envelope.sender is msgspec.UNSET:
+            raw = envelopes.stamp(raw, binding.did)
+            if len(raw) > self.limits.frame_size:
+                self._complain(link, f"the frame and its from exceed {self.limits.frame_size} bytes", frame_id)
+                return
+        mailbox = self._mailboxes.get(to)
+        if mailbox is None:
+            try:
+                mailbox = _Mailbox(parse_did(to))
+            except InvalidValue as error:
+                self._complain(link, f"to: {error}", frame_id)
+                return
+        if (mailbox.awaiting or self._acked or self._acked_before) and self._known(binding, mailbox, frame_id, raw):
+            return
+        pair = mailbox.pairs.get(binding.did) or _Pair()
+        size = len(raw)
+        if refusal := self._over_quota(mailbox, pair, size):
+            self._refuse(binding, frame_id, refusal)
+            return
+        kind = envelope.type
+        self._seq = seq = self._seq + 1
+        entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
+        if not pair.frames:
+            mailbox.pairs[binding.did] = pair
+            self._mailboxes[to] = mailbox
+        pair.frames += 1
+        pair.size += size
+        self._count(mailbox, 1, size)
+        self._pending[seq] = entry
+        self._pending_size += size
+        self.counters.routed += 1
+        receiver = mailbox.binding
+        if receiver is not None and not receiver.behind and not self._strict:
+            self._push(receiver, entry, raw)
+        if kind in KNOCK_ANSWERS and binding.controls and envelope.knock_id is not msgspec.UNSET:
+            self._answered(binding, to, envelope.knock_id)
+
+    def _known(self, binding: _Binding, mailbox: _Mailbox, frame_id: str, raw: bytes) -> bool:
+        """Deal with a retransmission: the same bytes of the same sender and id are not delivered twice.
+
+        An SDK ends its session over a duplicate. Other bytes under the same id are the message encrypted anew,
+        for a recipient that could not read the first: they take its place.
+        """
+        earlier = self._find(mailbox, frame_id, binding.did)
+        if earlier is not None:
+            if _print(earlier) == _fingerprint(raw):
+                self.counters.retransmitted += 1
+                if earlier.committed:
+                    self._receipt(binding, frame_id, b"stored")
+                return True
+            self._forget(earlier)
+            self._remove(earlier)
+            return False
+        key = (mailbox.did, binding.did, frame_id)
+        known = self._acked.get(key) or self._acked_before.get(key)
+        if known is not None and known == _fingerprint(raw):
+            self.counters.retransmitted += 1
+            self._receipt(binding, frame_id, b"delivered")
+            return True
+        return False
+
+    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int) -> str | None:
+        limits = self.limits
+        if pair.frames >= limits.pair_frames or pair.size + size > limits.pair_bytes:
+            return "too much is waiting from you for this recipient"
+        if mailbox.frames >= limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
+            return "the recipient's inbox is full"
+        if self._frames >= limits.total_frames or self._size + size > limits.total_bytes:
+            return "the relay's store is full"
+        return None
+
+    def _refuse(self, binding: _Binding, frame_id: str, detail: str) -> None:
+        self.counters.refused += 1
+        self._effects.append(Send(binding.link, envelopes.error(detail, id=frame_id)))
+        self._receipt(binding, frame_id, b"refused")
+
+    def _push(self, receiver: _Binding, entry: _Entry, payload: bytes) -> None:
+        link, mailbox = receiver.link, receiver.mailbox
+        self._effects.append(Send(link, payload))
+        receiver.cursor = entry.seq
+        link.queued += entry.size
+        if link.queued > self.limits.outgoing_high and not receiver.behind:
+            receiver.behind = True
+            self.counters.spilled += 1
+        if entry.control and not receiver.acks_everything:
+            entry.pushed_at = link.heard_at
+            receiver.controls[entry.seq] = entry
+        earlier = mailbox.awaiting.setdefault(entry.id, entry)
+        if earlier is not entry:
+            if earlier.sender == entry.sender:
+                mailbox.awaiting[entry.id] = entry
+            else:
+                rivals = mailbox.rivals.setdefault(entry.id, [])
+                rivals[:] = [rival for rival in rivals if rival.sender != entry.sender]
+                rivals.append(entry)
+
+    # --- ack ----------------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, binding: _Binding, envelope: Envelope) -> None:
+        """Remove what the recipient has handled.
+
+        An ack names an id only, and ids are the senders' choice: it means every frame of that id that was pushed to
+        this recipient. ``from`` of a sender, an extension, narrows it down.
+        """
+        frame_id, sender, mailbox = envelope.id, envelope.sender, binding.mailbox
+        if frame_id is msgspec.UNSET:
+            self._complain(binding.link, "an ack has an id")
+            return
+        entry = mailbox.awaiting.get(frame_id)
+        if entry is None:
+            return  # acked before, expired, or replaced
+        if mailbox.rivals:
+            only = sender if sender is not msgspec.UNSET and sender != binding.did else None
+            entries = [entry, *mailbox.rivals.get(frame_id, ())]
+            for found in entries:
+                if only is None or found.sender == only:
+                    self._forget(found)
+                    self._delivered(found)
+        elif sender is msgspec.UNSET or sender == binding.did or sender == entry.sender:
+            del mailbox.awaiting[frame_id]
+            self._delivered(entry)
+        if binding.controls and not entry.control:
+            self._overtaken(binding, entry.seq)
+
+    def _delivered(self, entry: _Entry) -> None:
+        self.counters.delivered += 1
+        if len(self._acked) >= self.limits.acked_memory:
+            self._acked_before, self._acked = self._acked, {}
+        self._acked[entry.mailbox.did, entry.sender, entry.id] = _print(entry)
+        self._remove(entry)
+        sender = self._mailboxes.get(entry.sender)
+        if sender is not None and sender.binding is not None:
+            self._receipt(sender.binding, entry.id, b"delivered")
+
+    def _receipt(self, binding: _Binding, frame_id: str, state: bytes) -> None:
+        if binding.receipts:
+            self._effects.append(Send(binding.link, envelopes.receipt(frame_id, state)))
+
+    # Knocks and their answers are acked by clients that negotiated features, and only so removed for them. The SDK acks
+    # messages alone; unremoved, an old knock_reject would end a healthy session at every reconnect. Its sessions die
+    # with its process, so for the SDK a control frame is handled as soon as the process that got it has shown to be
+    # past it: it acked a message pushed later, answered the knock, or has sent anything a minute after. A socket that
+    # dies before leaves the frame for the next one.
+
+    def _overtaken(self, binding: _Binding, seq: int) -> None:
+        self._handled(binding, list(takewhile(lambda entry: entry.seq < seq, binding.controls.values())))
+
+    def _settle(self, binding: _Binding, pushed_before: float) -> None:
+        self._handled(
+            binding, list(takewhile(lambda entry: entry.pushed_at <= pushed_before, binding.controls.values()))
+        )
+
+    def _answered(self, binding: _Binding, knocker: str, knock_id: str) -> None:
+        entry = self._find(binding.mailbox, knock_id, knocker)
+        if entry is not None and entry.seq in binding.controls:
+            self._handled(binding, [entry])
+
+    def _handled(self, binding: _Binding, entries: Sequence[_Entry]) -> None:
+        for entry in entries:
+            del binding.controls[entry.seq]
+            if self._find(binding.mailbox, entry.id, entry.sender) is entry:  # else acked, expired or replaced before
+                self._forget(entry)
+                self._delivered(entry)
+
+    # --- mailboxes ----------------------------------------------------------------------------------------------------
+
+    def _mailbox(self, did: Did) -> _Mailbox:
+        mailbox = self._mailboxes.get(did)
+        if mailbox is None:
+            mailbox = self._mailboxes[did] = _Mailbox(did)
+        return mailbox
+
+    def _drop_if_idle(self, mailbox: _Mailbox) -> None:
+        if not mailbox.frames and mailbox.binding is None:
+            self._mailboxes.pop(mailbox.did, None)
+
+    def _count(self, mailbox: _Mailbox, frames: int, size: int) -> None:
+        mailbox.frames += frames
+        mailbox.size += size
+        self._frames += frames
+        self._size += size
+
+    def _uncount(self, mailbox: _Mailbox, sender: Did, pair: _Pair, size: int) -> None:
+        pair.frames -= 1
+        pair.size -= size
+        if not pair.frames:
+            mailbox.pairs.pop(sender, None)
+        mailbox.frames -= 1
+        mailbox.size -= size
+        self._frames -= 1
+        self._size -= size
+        if not mailbox.frames and mailbox.binding is None:
+            self._mailboxes.pop(mailbox.did, None)
+
+    def _find(self, mailbox: _Mailbox, frame_id: str, sender: str) -> _Entry | None:
+        """The frame of this sender and id among those awaiting their ack."""
+        entry = mailbox.awaiting.get(frame_id)
+        if entry is None or entry.sender == sender:
+            return entry
+        return next((rival for rival in mailbox.rivals.get(frame_id, ()) if rival.sender == sender), None)
+
+    def _forget(self, entry: _Entry) -> None:
+        """Take an entry out of those awaiting their ack."""
+        mailbox = entry.mailbox
+        rivals = mailbox.rivals.get(entry.id, [])
+        if mailbox.awaiting.get(entry.id) is entry:
+            if rivals:
+                mailbox.awaiting[entry.id] = rivals.pop(0)
+            else:
+                del mailbox.awaiting[entry.id]
+        elif entry in rivals:
+            rivals.remove(entry)
+        if not rivals:
+            mailbox.rivals.pop(entry.id, None)
+
+    def _remove(self, entry: _Entry) -> None:
+        """Stop keeping an entry, wherever it is."""
+        self._uncount(entry.mailbox, entry.sender, entry.pair, entry.size)
+        if self._pending.pop(entry.seq, None) is not None:
+            self._pending_size -= entry.size
+        else:
+            self._removals.append(entry.seq)
+            self._removed.add(entry.seq)
+
+    # --- storage ------------------------------------------------------------------------------------------------------
+
+    def _load(self, binding: _Binding) -> None:
+        if not binding.loading:
+            binding.loading = True
+            self._loads.append(binding)
+
+    def _fetch(self, binding: _Binding) -> None:
+        if binding.behind:
+            binding.fetching = True
+        else:
+            self._effects.append(Send(binding.link, envelopes.CAUGHT_UP))
+
+    def take_work(self, now: Instant, *, everything: bool = False) -> Work:
+        """Take the next transaction. One at a time: :meth:`stored` or :meth:`failed` must follow.
+
+        Frames that came since the last one are left for the next unless ``everything`` is wanted: most are acked until
+        then, and cost no disk at all.
+        """
+        if self._strict or everything:
+            self._committing, self._pending = self._pending, {}
+        else:
+            ripe, self._ripe = self._ripe, self._seq
+            self._committing = {e.seq: e for e in takewhile(lambda e: e.seq <= ripe, self._pending.values())}
+            for seq in self._committing:
+                del self._pending[seq]
+        removals, self._removals = self._removals, []
+        credentials, self._credentials = self._credentials, []
+        proofs, self._proofs = self._proofs, []
+        self._loading, self._loads = self._loads, []
+        due, self._sweep_due = self._sweep_due, False
+        sweep = Sweep(now.utc - self._ttl, now.utc, self.limits.sweep_frames) if due else None
+        return Work(
+            [
+                StoredFrame(e.seq, e.mailbox.did, e.sender, e.id, e.control, e.accepted_at, e.payload)
+                for e in self._committing.values()
+            ],
+            removals,
+            credentials,
+            proofs,
+            sweep,
+            [Load(binding.did, binding.cursor) for binding in self._loading],
+            self.limits.page_frames,
+            self.limits.page_bytes,
+        )
+
+    def failed(self, work: Work) -> None:
+        """The transaction did not happen: its work is due again. Nothing was promised, so nothing is lost."""
+        self._pending = self._committing | self._pending
+        self._committing = {}
+        for seq in self._removed & self._pending.keys():  # acked meanwhile: nothing to write after all
+            self._pending_size -= self._pending.pop(seq).size
+        self._removals = [*work.removals, *self._removals]
+        self._credentials = [*work.credentials, *self._credentials]
+        self._proofs = [*work.proofs, *self._proofs]
+        self._loads = [*self._loading, *self._loads]
+        self._loading = []
+        self._sweep_due = self._sweep_due or work.sweep is not None
+
+    def stored(self, work: Work, done: Done, now: Instant) -> None:
+        """The transaction is durable: tell senders, push what was read."""
+        committing, self._committing = self._committing, {}
+        self._removed.difference_update(work.removals)
+        for entry in committing.values():
+            self._pending_size -= entry.size
+            if entry.seq not in self._removed:
+                self._committed(entry, duplicate=entry.seq in done.duplicates)
+        for removed in done.replaced:
+            self._gone(removed)
+        for removed in done.expired:
+            if self._gone(removed):
+                self.counters.expired += 1
+                sender = self._mailboxes.get(removed.sender)
+                if sender is not None and sender.binding is not None:
+                    self._receipt(sender.binding, removed.id, b"expired")
+        if work.sweep is not None and len(done.expired) == work.sweep.limit:
+            self._sweep_due = True  # there may be more
+        for binding, page in zip(self._loading, done.pages, strict=True):
+            binding.loading = False
+            if binding.link.open:
+                self._push_page(binding, page.frames, page.more, now)
+        self._loading = []
+
+    def _committed(self, entry: _Entry, *, duplicate: bool) -> None:
+        mailbox = entry.mailbox
+        if duplicate:  # the very same frame is stored already and keeps its place
+            self._uncount(mailbox, entry.sender, entry.pair, entry.size)
+        else:
+            self.counters.stored += 1
+            receiver = mailbox.binding
+            if self._strict and receiver is not None and not receiver.behind:
+                self._push(receiver, entry, entry.payload)
+            if self._find(mailbox, entry.id, entry.sender) is entry:
+                entry.print = _fingerprint(entry.payload)
+        entry.committed = True
+        entry.payload = b""
+        sender = self._mailboxes.get(entry.sender)
+        if sender is not None and sender.binding is not None:
+            self._receipt(sender.binding, entry.id, b"stored")
+
+    def _gone(self, removed: Removed) -> bool:
+        """The store has dropped a frame by itself. False when its ack came at the same time and was counted."""
+        if removed.seq in self._removed:
+            return False
+        mailbox = self._mailboxes[removed.recipient]
+        entry = self._find(mailbox, removed.id, removed.sender)
+        if entry is not None and entry.seq == removed.seq:
+            self._forget(entry)
+        self._uncount(mailbox, removed.sender, mailbox.pairs[removed.sender], removed.size)
+        return True
+
+    def _push_page(self, binding: _Binding, frames: Sequence[StoredFrame], more: bool, now: Instant) -> None:
+        mailbox, expired = binding.mailbox, now.utc - self._ttl
+        for stored in frames:
+            if stored.seq in self._removed or stored.accepted_at < expired:
+                binding.cursor = stored.seq
+                continue
+            entry = self._find(mailbox, stored.id, stored.sender)
+            if entry is None or entry.seq != stored.seq:
+                pair = mailbox.pairs[stored.sender]
+                control = bool(stored.control)
+                entry = _Entry(
+                    stored.seq, mailbox, stored.sender, pair, stored.id, control, stored.accepted_at, stored.frame
+                )
+                entry.print = _fingerprint(stored.frame)
+                entry.committed = True
+                entry.payload = b""
+            self._push(binding, entry, stored.frame)
+        link, high = binding.link, self.limits.outgoing_high
+        if not more and not self._strict:
+            # What was accepted after the transaction began is in no page and still in memory, in order.
+            for entry in [entry for entry in self._pending.values() if entry.mailbox is mailbox]:
+                if link.queued > high:
+                    more = True
+                    break
+                if entry.seq <= binding.cursor:
+                    continue
+                earlier = self._find(mailbox, entry.id, entry.sender)
+                if earlier is None or _print(earlier) != _fingerprint(entry.payload):  # else the page had it
+                    self._push(binding, entry, entry.payload)
+        if more:
+            if link.queued <= self.limits.outgoing_low:
+                self._load(binding)
+            return
+        binding.behind = False
+        if binding.fetching:
+            binding.fetching = False
+            self._effects.append(Send(link, envelopes.CAUGHT_UP))
+
+
+def _fingerprint(raw: bytes) -> int:
+    """Tells one encryption of a message from another. Both ends of a long frame differ: nonce and tag are there.
+
+    Keyed per process by Python's string hashing; only its own sender could be hurt by a collision.
+    """
+    return hash(raw) if len(raw) <= 1024 else hash((raw[:512], raw[-512:], len(raw)))
+
+
+def _print(entry: _Entry) -> int:
+    return entry.print if entry.committed else _fingerprint(entry.payload)

@@ -1,0 +1,1 @@
+"""Where frames wait for their recipients."""

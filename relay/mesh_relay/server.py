@@ -1,0 +1,475 @@
+"""The relay's shell on trio: sockets, the storage thread, the clock. Decides nothing.
+
+Three tasks share one core, which nobody holds across an await: one serves every ready socket, one runs transactions in
+a thread, one ticks. After each step they carry out the core's effects and write once per socket. Writes go straight
+to the socket; only when it is full does anyone wait for it.
+"""
+
+import errno
+import http
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from mesh_relay import metrics
+from mesh_relay.config import MEMORY_STORE, RelayConfig
+from mesh_relay.connection import Asked, Connection, Ended, Event, Oversized, Phase
+from mesh_relay.core import LOOPBACK, Link, RelayCore, Send
+from mesh_relay.inbox.memory import MemoryInbox
+from mesh_relay.inbox.protocol import Inbox
+from mesh_relay.inbox.sqlite import SqliteInbox
+from mesh_relay.readiness import READ, WRITE, Readiness, best_readiness
+from mesh_relay.records import Done, Work
+from meshlib.clock import Instant
+from meshlib.crypto.keys import Entropy
+from meshlib.errors import StoreError
+from meshlib.wire.encoding import b64url
+
+log = logging.getLogger("mesh_relay")
+
+_Result = TypeVar("_Result")
+
+PATH = "/ws"
+NONCE_SIZE = 32
+
+_RECEIVE = 64 * 1024
+_ACCEPT_AT_ONCE = 64
+_BACKLOG = 4096
+_TICK = 1.0
+_DEAF = 8  # times outgoing_high: receipts and errors for somebody who reads nothing at all
+_RETRY = 1.0  # seconds after a failed transaction, or without file descriptors for another socket
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def system_clock() -> Instant:
+    """Trio's clock, which tests may wind, and the system's."""
+    return Instant(trio.current_time(), time.time())
+
+
+def open_inbox(config: RelayConfig) -> Inbox:
+    """The inbox the configuration names, not opened yet."""
+    if config.store == MEMORY_STORE:
+        return MemoryInbox()
+    return SqliteInbox(config.store, strict=config.durability == "strict")
+
+
+async def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address of ``host``; with port 0 all get the same port."""
+    listeners: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in await trio.socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port or listeners[0].getsockname()[1], *address[2:]))
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+class _Socket:
+    """A socket and what is known of it here."""
+
+    __slots__ = ("connection", "deadline", "full", "interest", "link", "paused", "raw", "shut", "unsent")
+
+    def __init__(self, raw: socket.socket, connection: Connection, link: Link) -> None:
+        self.raw = raw
+        self.connection = connection
+        self.link = link
+        self.unsent: memoryview | bytes = b""
+        self.interest = READ
+        self.full = False  # the kernel takes no more: waits to become writable
+        self.paused = False  # not read from for a while
+        self.shut = False  # our half of the stream is closed
+        self.deadline: float | None = None  # monotonic, of a closing socket
+
+
+class RelayServer:
+    """One relay: ``await server.serve()`` runs it until :meth:`drain` or cancellation.
+
+    Args:
+        listeners: listening, non-blocking sockets; closed at the end.
+        inbox: not opened yet; closed at the end.
+    """
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        listeners: Sequence[socket.socket],
+        inbox: Inbox,
+        *,
+        clock: Callable[[], Instant] = system_clock,
+        entropy: Entropy = os.urandom,
+        readiness: Callable[[trio.Nursery], Readiness] = best_readiness,
+    ) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._inbox = inbox
+        self._clock = clock
+        self._entropy = entropy
+        self._make_readiness = readiness
+        self._storage = metrics.StorageCounters()
+        self._sockets: dict[Link, _Socket] = {}
+        self._by_fd: dict[int, _Socket] = {}
+        self._dirty: dict[_Socket, None] = {}
+        self._closing: dict[_Socket, None] = {}
+        self._draining, self._deserted = trio.Event(), trio.Event()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run.
+
+        Raises:
+            StoreError: the inbox cannot be opened.
+        """
+        try:
+            contents = await self._in_thread(self._inbox.open)
+            self._started = now = self._clock()
+            self._core = RelayCore(
+                self._limits,
+                contents,
+                now,
+                ttl=self._config.ttl,
+                allow_legacy=self._config.allow_legacy,
+                durability=self._config.durability,
+            )
+            self._accepted_at, self._accept_tokens = now.monotonic, self._limits.accept_burst
+            self._work, self._urgent = trio.Event(), trio.Event()
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._readiness = self._make_readiness(nursery)
+                    self._watch_listeners()
+                    nursery.start_soon(self._serve_sockets)
+                    nursery.start_soon(self._run_transactions)
+                    nursery.start_soon(self._tick)
+                    task_status.started()
+                    await self._draining.wait()
+                    await self._say_goodbye()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._readiness.close()
+                with trio.CancelScope(shield=True):
+                    await self._settle()
+        finally:
+            for raw in [*self._listeners.values(), *(connected.raw for connected in self._sockets.values())]:
+                raw.close()
+            with trio.CancelScope(shield=True):
+                await self._in_thread(self._inbox.close)
+
+    def drain(self) -> None:
+        """Stop: accept nobody, close every socket with 1001, commit, return from :meth:`serve`."""
+        self._draining.set()
+
+    async def _say_goodbye(self) -> None:
+        for fd, listener in self._listeners.items():
+            self._readiness.forget(fd)
+            listener.close()
+        self._core.shut_down()
+        self._carry_out(self._clock())
+        if not self._sockets:
+            return
+        with trio.move_on_after(self._limits.close_seconds):
+            await self._deserted.wait()
+
+    async def _settle(self) -> None:
+        """Nothing accepted stays in memory only."""
+        if self._core.work_waiting:
+            work = self._core.take_work(self._clock(), everything=True)
+            self._core.stored(work, await self._transact(work), self._clock())
+
+    async def _in_thread(self, call: Callable[[], _Result]) -> _Result:
+        """Storage that waits for a disk is called in a thread, one call at a time; cancelling waits for its end."""
+        if self._inbox.blocking:
+            return await trio.to_thread.run_sync(call)
+        return call()
+
+    # --- storage ------------------------------------------------------------------------------------------------------
+
+    async def _run_transactions(self) -> None:
+        while True:
+            await self._work.wait()
+            if not self._urgent.is_set():
+                with trio.move_on_after(self._limits.commit_seconds):
+                    await self._urgent.wait()
+            self._work, self._urgent = trio.Event(), trio.Event()
+            work = self._core.take_work(self._clock())
+            try:
+                done = await self._transact(work)
+            except StoreError as error:
+                log.error("commit_failed", extra={"fields": {"error": str(error)}})
+                self._storage.commit_failures += 1
+                self._storage.healthy = False
+                self._core.failed(work)
+                self._work.set()
+                await trio.sleep(_RETRY)
+            else:
+                self._storage.healthy = True
+                now = self._clock()
+                self._core.stored(work, done, now)
+                self._carry_out(now)
+
+    async def _transact(self, work: Work) -> Done:
+        began = time.perf_counter()
+        done = await self._in_thread(lambda: self._inbox.run(work))
+        self._storage.commits += 1
+        self._storage.commit_seconds += time.perf_counter() - began
+        return done
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            now = self._clock()
+            self._core.tick(now)
+            self._carry_out(now)
+            for connected in [late for late in self._closing if (late.deadline or 0.0) <= now.monotonic]:
+                self._drop(connected)
+            await trio.sleep(_TICK)
+
+    # --- sockets ------------------------------------------------------------------------------------------------------
+
+    async def _serve_sockets(self) -> None:
+        while True:
+            ready = await self._readiness.wait()
+            now = self._clock()
+            for fd, mask in ready:
+                connected = self._by_fd.get(fd)
+                if connected is None:
+                    if (listener := self._listeners.get(fd)) is not None:
+                        self._accept(listener, now)
+                    continue
+                if mask & WRITE and connected.full:
+                    connected.full = False
+                    self._dirty[connected] = None
+                if mask & READ:
+                    self._read(connected, now)
+            self._carry_out(now)
+
+    def _watch_listeners(self) -> None:
+        for fd in self._listeners:
+            self._readiness.watch(fd, READ)
+
+    def _pause_listeners(self, seconds: float) -> None:
+        for fd in self._listeners:
+            self._readiness.watch(fd, 0)
+
+        async def resume() -> None:
+            await trio.sleep(seconds)
+            if not self._draining.is_set():
+                self._watch_listeners()
+
+        self._nursery.start_soon(resume)
+
+    def _accept(self, listener: socket.socket, now: Instant) -> None:
+        limits = self._limits
+        earned = (now.monotonic - self._accepted_at) * limits.accept_rate
+        self._accepted_at, self._accept_tokens = now.monotonic, min(limits.accept_burst, self._accept_tokens + earned)
+        for _ in range(_ACCEPT_AT_ONCE):
+            if self._accept_tokens < 1:
+                self._pause_listeners(max(0.01, 1 / limits.accept_rate))
+                return
+            try:
+                raw, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    log.error("accept_failed", extra={"fields": {"error": str(error)}})
+                    self._pause_listeners(_RETRY)
+                    return
+                continue  # the peer has gone already
+            self._accept_tokens -= 1
+            origin = _origin(address[0])
+            if len(self._sockets) >= limits.connections or not self._core.welcome(origin, now):
+                raw.close()
+                continue
+            raw.setblocking(False)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link = self._core.open(origin, b64url(self._entropy(NONCE_SIZE)), now)
+            connected = _Socket(raw, Connection(limits.first_frame_size), link)
+            self._sockets[link] = self._by_fd[raw.fileno()] = connected
+            self._readiness.watch(raw.fileno(), READ)
+
+    def _read(self, connected: _Socket, now: Instant) -> None:
+        try:
+            data = connected.raw.recv(_RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(connected)
+            return
+        connection, link = connected.connection, connected.link
+        frames = 0
+        events = connection.receive(data)
+        while True:
+            for event in events:
+                if type(event) is bytes:
+                    frames += 1
+                    self._core.receive(link, event, now)
+                else:
+                    self._handle(connected, event, now)
+            if link.binding is not None and not connection.trusted:
+                connection.trust(self._limits.frame_size)
+            if not connection.held:
+                break
+            events = connection.receive(b"")
+        self._dirty[connected] = None  # pongs and closing frames may be waiting
+        if pause := self._core.heard(link, frames, now):
+            connected.paused = True
+            self._watch(connected)
+            self._nursery.start_soon(self._resume, connected, pause)
+
+    def _handle(self, connected: _Socket, event: Event, now: Instant) -> None:
+        if isinstance(event, Asked):
+            self._answer(connected, event, now)
+        elif isinstance(event, Oversized):
+            self._core.oversized(connected.link, event.size)
+        elif isinstance(event, Ended):
+            self._core.lost(connected.link)
+            self._expect_end(connected, now)
+
+    def _answer(self, connected: _Socket, asked: Asked, now: Instant) -> None:
+        connection, status, headers = connected.connection, http.HTTPStatus.OK, {}
+        content_type, body = "text/plain; charset=utf-8", b""
+        if asked.method != "GET":
+            status, headers = http.HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET"}
+        elif asked.path == PATH and asked.upgrade:
+            if connection.upgrade({"Mesh-Challenge": connected.link.nonce}):
+                return
+            self._core.lost(connected.link)
+            self._expect_end(connected, now)
+            return
+        elif asked.path == PATH:
+            status, body = http.HTTPStatus.UPGRADE_REQUIRED, b"This address speaks WebSocket.\n"
+            headers = {"Upgrade": "websocket"}
+        elif asked.path == "/health":
+            content_type = "application/json"
+            body = metrics.health(self._core, self._storage, self._started, now, self._config.durability)
+        elif asked.path == "/metrics":
+            content_type = "text/plain; version=0.0.4; charset=utf-8"
+            body = metrics.prometheus(self._core, self._storage, self._started, now)
+        else:
+            status, body = http.HTTPStatus.NOT_FOUND, b"Here are /ws, /health and /metrics.\n"
+        self._core.lost(connected.link)
+        connection.respond(status, content_type, body, **headers)
+        self._expect_end(connected, now)
+
+    def _expect_end(self, connected: _Socket, now: Instant) -> None:
+        connected.deadline = now.monotonic + self._limits.close_seconds
+        self._closing[connected] = None
+        self._dirty[connected] = None
+
+    def _carry_out(self, now: Instant) -> None:
+        """Do what the core has decided, then write once per socket."""
+        while True:
+            for effect in self._core.effects():
+                connected = self._sockets.get(effect.link)
+                if connected is None:
+                    continue
+                if isinstance(effect, Send):
+                    connected.connection.send(effect.payload)
+                    self._dirty[connected] = None
+                else:
+                    log.debug("closing", extra={"fields": {"code": effect.code, "reason": effect.reason}})
+                    connected.connection.close(effect.code, effect.reason)
+                    self._expect_end(connected, now)
+            if not self._dirty:
+                break
+            dirty, self._dirty = self._dirty, {}
+            for connected in dirty:
+                if not connected.full:
+                    self._flush(connected)
+                elif connected.connection.waiting > _DEAF * self._limits.outgoing_high:
+                    self._drop(connected)
+                else:
+                    self._watch(connected)
+        if self._core.work_waiting:
+            self._work.set()
+            if self._core.work_urgent:
+                self._urgent.set()
+
+    def _flush(self, connected: _Socket) -> None:
+        connection = connected.connection
+        while True:
+            data = connected.unsent
+            if not data:
+                writes = connection.writes()
+                if not writes:
+                    break
+                data = b"".join(writes)
+            try:
+                sent = connected.raw.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._drop(connected)
+                return
+            connected.unsent = memoryview(data)[sent:] if sent < len(data) else b""
+            if connected.unsent:
+                connected.full = True
+                break
+        self._core.flushed(connected.link, len(connected.unsent))
+        self._watch(connected)
+        if connection.phase is Phase.ENDED and not connected.full and not connected.shut:
+            self._shut(connected)
+
+    def _shut(self, connected: _Socket) -> None:
+        connected.shut = True
+        try:
+            connected.raw.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(connected)
+
+    def _watch(self, connected: _Socket) -> None:
+        """Ask for what the socket is waiting for now. Who does not read what we send is not read from either."""
+        deaf = connected.full and connected.connection.waiting > self._limits.outgoing_high
+        interest = (WRITE if connected.full else 0) | (0 if connected.paused or deaf else READ)
+        if interest != connected.interest:
+            connected.interest = interest
+            self._readiness.watch(connected.raw.fileno(), interest)
+
+    async def _resume(self, connected: _Socket, pause: float) -> None:
+        await trio.sleep(pause)
+        connected.paused = False
+        if connected.link in self._sockets:
+            self._watch(connected)
+
+    def _drop(self, connected: _Socket) -> None:
+        """The socket has ended."""
+        self._core.lost(connected.link)
+        if self._sockets.pop(connected.link, None) is not None:
+            fd = connected.raw.fileno()
+            del self._by_fd[fd]
+            self._readiness.forget(fd)
+            connected.raw.close()
+            if self._draining.is_set() and not self._sockets:
+                self._deserted.set()
+        self._dirty.pop(connected, None)
+        self._closing.pop(connected, None)
+
+
+def _origin(address: str) -> str:
+    """What limits per address count by: IPv4 addresses, /64 networks of IPv6, and one name for all of loopback."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback:
+        return LOOPBACK
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
