@@ -189,6 +189,23 @@ def candidates(
         yield Session(terms, terms.associated_data(), ratchet.respond(agreement.secret, signed.private))
 
 
+def opening_ids(
+    identity: Identity,
+    me: Did,
+    peer: Did,
+    opening: Opening,
+    signed_prekeys: Iterable[SignedPrekey],
+    dialects: Iterable[Dialect],
+) -> frozenset[bytes]:
+    """The ids of the sessions an opening may have led to. Needs no one-time key, so it works after that was spent."""
+    own = identity.agreement_key.public
+    return frozenset(
+        _terms(Role.RESPONDER, dialect, peer, me, opening, own, signed.public).id
+        for signed in signed_prekeys
+        for dialect in dialects
+    )
+
+
 def _terms(
     role: Role,
     dialect: Dialect,

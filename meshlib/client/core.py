@@ -55,7 +55,7 @@ from meshlib.identity import (
     parse_did,
     timestamp_statement,
 )
-from meshlib.session import Session, candidates, check_opening
+from meshlib.session import Session, candidates, check_opening, opening_ids
 from meshlib.store.protocol import Changes, InboxKey, Incoming, Outgoing, SavedState
 from meshlib.wire import frames
 from meshlib.wire.codec import (
@@ -395,6 +395,7 @@ class ClientCore:
         """
         peer = self.peer(did)
         if self._is_plaintext(peer) or peer.sending() is not None:
+            self._keep_peer(self._idle(peer))
             return
         if hint is not None:
             self._hints[did] = hint
@@ -470,9 +471,14 @@ class ClientCore:
             return encode(frames.PlaintextMessage(self.profile.did, outgoing.peer, outgoing.id, stamp, text))
         strand = peer.sending()
         if strand is None:
-            if peer.entry is Entry.IDLE and not peer.candidates:
+            if peer.entry is Entry.IDLE:
                 self._keep_peer(peer.step(Wish.NEEDED))
-                self._fetches.append(outgoing.peer)
+                if peer.candidates:
+                    # The peer's own knock is about to be followed by a message that gives us a session. A peer that
+                    # only knocks and stays silent is knocked at after the time a message may lag behind.
+                    self._retry_fetch[peer.did] = now.monotonic + self.limits.held_seconds
+                else:
+                    self._fetches.append(outgoing.peer)
             return None
         session, header, ciphertext = strand.session.encrypt(outgoing.payload, self._entropy)
         self._keep_peer(peer.advanced(session))
@@ -558,7 +564,7 @@ class ClientCore:
         if self._seen_before((sender, MessageId(frame.id))):
             return
         peer = self._revived(sender)
-        failure = self._open(peer, frame)
+        failure = self._open(peer, frame, now)
         if failure is None:
             return
         asked = any(one.knock.sender == sender for one in self._asked.values())
@@ -567,7 +573,7 @@ class ClientCore:
         else:
             self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
 
-    def _open(self, peer: Peer, frame: frames.Message) -> PeerError | None:
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
 
         Returns:
@@ -600,6 +606,9 @@ class ClientCore:
                 self._verified_any = True
                 self._events.append(PeerVerified(peer.did, first_ever))
             self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
+            if self._retry_fetch.pop(peer.did, None) is not None:
+                self._keep_peer(self._idle(self.peer(peer.did)))
+            self._pump(peer.did, now)
             return None
         return failure
 
@@ -689,7 +698,8 @@ class ClientCore:
         sessions: tuple[Session, ...] = ()
         if establishment is not None:
             if establishment.ek in self._spent:
-                return  # a replay: answering again would reject the session it once opened
+                self._knock_again(frame, sender, establishment, now)
+                return
             try:
                 opening, sessions = self._candidate_sessions(sender, establishment)
             except NotForThisPeer as error:
@@ -707,6 +717,19 @@ class ClientCore:
                 self._asked.pop(next(iter(self._asked)))
         else:
             self._accept_knock(asked, sender, now)
+
+    def _knock_again(self, frame: frames.Knock, sender: Did, establishment: frames.Establishment, now: Instant) -> None:
+        """Answer a knock that was let in before as it was then, while what it opened is alive; else reject it."""
+        opening = Opening.from_bytes(establishment.ik, establishment.ek, establishment.otk)
+        peer = self.peer(sender)
+        opened = opening_ids(
+            self.profile.identity, self.profile.did, sender, opening, self.keyring.prekeys(), tuple(Dialect)
+        )
+        alive = any(strand.session.id in opened for strand in peer.strands)
+        if alive or any(candidate.opening == opening for candidate in peer.candidates):
+            self._write(self._accept_frame(MessageId(frame.id), sender, now))
+        else:
+            self._refuse_knock(frame, sender, "a knock that was used before opens nothing twice", now)
 
     def _candidate_sessions(
         self, sender: Did, establishment: frames.Establishment
@@ -775,18 +798,21 @@ class ClientCore:
                 MessageId(asked.knock.id), asked.opening, asked.sessions, self.limits.candidates_per_peer
             )
             self._keep_peer(peer)
-        answer = message_id(self._entropy)
-        self._write(frames.KnockAccept(self.profile.did, sender, answer, asked.knock.id, timestamp(now.utc)))
+        self._write(self._accept_frame(MessageId(asked.knock.id), sender, now))
         if asked.opening is not None:
             for held in self._held.pop(sender, ()):
                 if not self._seen_before((sender, MessageId(held.frame.id))):
-                    failure = self._open(self.peer(sender), held.frame)
+                    failure = self._open(self.peer(sender), held.frame, now)
                     if failure is not None:
                         self._events.append(FaultFound("decrypt", str(failure), sender, held.frame.id))
 
     def _refuse_knock(self, frame: frames.Knock, sender: Did, detail: str, now: Instant) -> None:
         self._events.append(FaultFound("knock", detail, sender, frame.id))
         self._write(self._reject_frame(frame, sender, now))
+
+    def _accept_frame(self, knock: MessageId, sender: Did, now: Instant) -> frames.KnockAccept:
+        answer = message_id(self._entropy)
+        return frames.KnockAccept(self.profile.did, sender, answer, knock, timestamp(now.utc))
 
     def _reject_frame(self, knock: frames.Knock, sender: Did, now: Instant) -> frames.KnockReject:
         answer = message_id(self._entropy)

@@ -1,0 +1,652 @@
+"""The client core: what upstream loses, ours keeps. Numbers are rows of the list of field failures in docs/attacks.md."""
+
+import dataclasses
+
+import pytest
+
+from meshlib.client.core import ClientCore, Link, NotForThisPeer, Profile
+from meshlib.client.events import (
+    Connected,
+    DeliveryChanged,
+    DeliveryState,
+    Disconnected,
+    FaultFound,
+    KnockAccepted,
+    KnockReceived,
+    KnockRejected,
+    PeerVerified,
+    SessionLost,
+)
+from meshlib.client.peers import Entry
+from meshlib.config import Limits
+from meshlib.crypto.prekeys import make_bundle
+from meshlib.crypto.x3dh import Dialect
+from meshlib.errors import InvalidValue, NotAuthentic, PeerError, QueueFull
+from meshlib.identity import Did, Identity
+from meshlib.store.protocol import SavedState
+from meshlib.testing import MemoryMesh, SeededEntropy
+from meshlib.wire import frames
+from meshlib.wire.codec import decode, encode
+from meshlib.wire.encoding import MessageId, b64
+
+
+@pytest.fixture
+def mesh():
+    return MemoryMesh()
+
+
+@pytest.fixture
+def pair(mesh):
+    alice, bob = mesh.agent("alice"), mesh.agent("bob")
+    alice.send(bob, "hello")
+    mesh.settle()
+    bob.send(alice, "welcome")
+    mesh.settle()
+    assert bob.payloads == ["hello"]
+    assert alice.payloads == ["welcome"]
+    return alice, bob
+
+
+def waiting(mesh, client):
+    return [decode(raw) for raw in mesh.inboxes[client.did]]
+
+
+def faults(client):
+    return [(event.kind, event.peer) for event in client.told(FaultFound)]
+
+
+class TestTalking:
+    def test_first_message_opens_a_session_and_arrives(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, {"n": 1})
+        knock, message = waiting(mesh, bob)
+        assert isinstance(knock, frames.Knock)
+        assert isinstance(message, frames.Message)
+        mesh.settle()
+        assert bob.payloads == [{"n": 1}]
+        assert bob.told(PeerVerified) == [PeerVerified(alice.did, first=True)]
+        assert alice.told(KnockAccepted) == [KnockAccepted(bob.did)]
+
+    def test_relay_sees_no_plaintext(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, "the secret word")
+        assert all(b"secret" not in raw for raw in mesh.inboxes[bob.did])
+
+    @pytest.mark.parametrize(
+        "payload", ["text", "", b"\xff\x00\xfe", b"utf-8 bytes", None, 0, 1.5, True, [1, [2]], {"k": "\U0001f600\u2028"}]
+    )
+    def test_any_json_value_arrives_as_it_was(self, mesh, payload):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, payload)
+        mesh.settle()
+        expected = payload.decode() if payload == b"utf-8 bytes" else payload
+        assert bob.payloads == [expected]
+
+    def test_messages_of_one_peer_keep_their_order(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        for number in range(200):
+            alice.send(bob, number)
+        mesh.settle()
+        assert bob.payloads == list(range(200))
+
+    def test_messages_wait_for_the_connection(self, mesh):
+        alice, bob = mesh.agent("alice", connect=False), mesh.agent("bob")
+        message = alice.send(bob, "later")
+        assert alice.core.delivery(message) is DeliveryState.QUEUED
+        assert not mesh.inboxes[bob.did]
+        alice.connect()
+        mesh.settle()
+        assert bob.payloads == ["later"]
+
+    def test_an_unknown_peer_is_reported_by_message_id(self, mesh):
+        alice, ghost = mesh.agent("alice"), mesh.agent("ghost")
+        del mesh.directory[ghost.did]
+        message = alice.send(ghost, "anyone?")
+        states = [(event.id, event.state) for event in alice.told(DeliveryChanged)]
+        assert states == [(message, DeliveryState.REFUSED)]
+        assert alice.core.outbox_size == 0
+
+    def test_a_bundle_that_cannot_be_fetched_is_asked_for_again(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        core = alice.core
+        core.send(bob.did, "patience", mesh.clock.now)
+        assert core.fetches() == [bob.did]
+        core.no_bundle(bob.did, NotAuthentic("down"), mesh.clock.now, final=False)
+        core.tick(mesh.clock.now)
+        assert core.fetches() == []
+        assert core.next_deadline() == mesh.clock.now.monotonic + 5
+        core.tick(mesh.clock.advance(5))
+        assert core.fetches() == [bob.did]
+
+    def test_sending_to_oneself_is_refused(self, mesh):
+        alice = mesh.agent("alice")
+        with pytest.raises(InvalidValue, match="oneself"):
+            alice.send(alice, "me")
+
+    def test_outbox_has_a_bound_and_says_so(self, mesh):
+        alice, bob = mesh.agent("alice", limits=Limits(outbox=2), connect=False), mesh.agent("bob")
+        alice.send(bob, 1)
+        alice.send(bob, 2)
+        with pytest.raises(QueueFull, match="2 undelivered"):
+            alice.send(bob, 3)
+
+    def test_payload_has_a_bound(self, mesh):
+        alice, bob = mesh.agent("alice", limits=Limits(payload=10)), mesh.agent("bob")
+        alice.send(bob, "12345678")
+        with pytest.raises(InvalidValue, match="limit is 10"):
+            alice.send(bob, "123456789")
+
+    def test_a_queued_message_can_be_cancelled_and_a_sent_one_cannot(self, mesh):
+        alice, bob = mesh.agent("alice", connect=False), mesh.agent("bob")
+        message = alice.send(bob, "oops")
+        assert alice.core.cancel(message)
+        assert not alice.core.cancel(message)
+        alice.connect()
+        mesh.settle()
+        assert bob.payloads == []
+
+
+class TestHostileFrames:
+    def test_garbage_ciphertext_leaves_the_conversation_intact(self, mesh, pair):  # 1, 2
+        alice, bob = pair
+        alice.send(bob, "genuine")
+        raw = mesh.inboxes[bob.did].pop()
+        genuine = decode(raw)
+        forged = dataclass_replace(genuine, id="forged", ciphertext=bytes(60))
+        bob.receive(encode(forged))
+        bob.receive(raw)
+        mesh.settle()
+        assert bob.payloads == ["hello", "genuine"]
+        assert ("decrypt", alice.did) in faults(bob)
+
+    def test_forged_ratchet_key_leaves_the_conversation_intact(self, mesh, pair):  # 1
+        alice, bob = pair
+        alice.send(bob, "genuine")
+        raw = mesh.inboxes[bob.did].pop()
+        genuine = decode(raw)
+        header = frames.MessageHeader(bytes(range(32)), 0, 0)
+        bob.receive(encode(dataclass_replace(genuine, id="forged", header=header)))
+        bob.receive(raw)
+        assert bob.payloads == ["hello", "genuine"]
+
+    def test_a_duplicate_is_dropped_and_acknowledged_again(self, mesh, pair):  # 1, 3
+        alice, bob = pair
+        alice.send(bob, "once")
+        raw = mesh.inboxes[bob.did].pop()
+        bob.receive(raw)
+        bob.core.confirm(alice.did, decode(raw).id)
+        bob.step()
+        before = len(mesh.acked)
+        bob.receive(raw)
+        alice.send(bob, "next")
+        mesh.settle()
+        assert bob.payloads == ["hello", "once", "next"]
+        assert mesh.acked[before] == (bob.did, decode(raw).id)
+
+    def test_a_message_under_another_id_is_a_replay(self, mesh, pair):  # 1
+        alice, bob = pair
+        alice.send(bob, "once")
+        raw = mesh.inboxes[bob.did].pop()
+        bob.receive(raw)
+        bob.receive(encode(dataclass_replace(decode(raw), id="relabelled")))
+        assert bob.payloads == ["hello", "once"]
+        assert ("replay", alice.did) in faults(bob)
+        assert mesh.acked[-1] == (bob.did, "relabelled")
+
+    @pytest.mark.parametrize(
+        "raw", [b"", b"null", b"5", b"[1,2]", b'"text"', b"{}", b"not json", b"\xff\xfe", b'{"type":{}}', b"[" * 10_000]
+    )
+    def test_bytes_that_are_no_frame_change_nothing(self, mesh, pair, raw):
+        alice, bob = pair
+        bob.receive(raw)
+        alice.send(bob, "still here")
+        mesh.settle()
+        assert bob.payloads == ["hello", "still here"]
+
+    def test_plaintext_flag_selects_nothing(self, mesh, pair):  # 20
+        alice, bob = pair
+        forged = frames.PlaintextMessage(alice.did, bob.did, "p1", "2026-01-01T00:00:00.000Z", b'"forged"')
+        bob.receive(encode(forged))
+        assert bob.payloads == ["hello"]
+        assert ("decrypt", alice.did) in faults(bob)
+
+    def test_plaintext_is_never_taken_again_once_a_peer_is_verified(self, mesh):  # 20
+        alice = mesh.agent("alice")
+        bob = mesh.agent("bob", plaintext_peers=frozenset({alice.did}))
+        plain = encode(frames.PlaintextMessage(alice.did, bob.did, "p1", "2026-01-01T00:00:00.000Z", b'"plain"'))
+        bob.receive(plain)
+        assert bob.payloads == ["plain"]
+        alice.send(bob, "sealed")
+        mesh.settle()
+        again = encode(frames.PlaintextMessage(alice.did, bob.did, "p2", "2026-01-01T00:00:00.000Z", b'"forged"'))
+        bob.receive(again)
+        assert bob.payloads == ["plain", "sealed"]
+        restarted = mesh.restart(bob)  # the latch survives
+        restarted.receive(again)
+        assert restarted.payloads == ["plain", "sealed"] or "forged" not in restarted.payloads
+
+    def test_an_invented_reject_closes_nothing(self, mesh, pair):  # 9
+        alice, bob = pair
+        reject = frames.KnockReject(bob.did, alice.did, "r1", "invented", "policy_denied", "2026-01-01T00:00:00.000Z")
+        alice.receive(encode(reject))
+        alice.send(bob, "still open")
+        mesh.settle()
+        assert bob.payloads == ["hello", "still open"]
+        assert alice.told(KnockRejected) == []
+
+
+class TestKnocks:
+    def knock_of(self, mesh, alice, bob):
+        alice.send(bob, "hello")
+        knock, message = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        return knock, message
+
+    def test_every_knock_frame_is_acknowledged(self, mesh, pair):  # 4
+        alice, bob = pair
+        kinds = {decode_id for did, decode_id in mesh.acked if did == bob.did}
+        assert len(kinds) == 1  # the knock; the message waits for the application
+        assert any(did == alice.did for did, _ in mesh.acked)  # the accept
+
+    def test_a_replayed_knock_changes_nothing(self, mesh):  # 4
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.receive(knock)
+        bob.receive(message)
+        mesh.settle()
+        bob.receive(knock)
+        assert [decode(raw) for raw in mesh.inboxes[alice.did]] == []
+        alice.send(bob, "after")
+        mesh.settle()
+        assert bob.payloads == ["hello", "after"]
+
+    def test_a_knock_keeps_its_one_time_key_until_a_message_authenticates(self, mesh):  # 11
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        held = len(bob.core.keyring.one_time)
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.receive(knock)
+        assert len(bob.core.keyring.one_time) == held
+        bob.receive(message)
+        assert len(bob.core.keyring.one_time) == held - 1
+
+    def test_a_knock_in_anothers_name_is_caught_and_not_answered(self, mesh):  # 14
+        alice, bob, mallory = mesh.agent("alice"), mesh.agent("bob"), mesh.agent("mallory")
+        knock, _ = self.knock_of(mesh, mallory, bob)
+        forged = dataclass_replace(decode(knock), sender=alice.did)
+        bob.receive(encode(forged))
+        assert faults(bob) == [("knock", alice.did)]
+        assert not mesh.inboxes[alice.did]
+        assert not bob.core.peer(alice.did).candidates
+
+    def test_a_refusing_policy_gives_a_reject_and_a_reported_message(self, mesh):  # 12
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        message = alice.send(bob, "let me in")
+        mesh.settle()
+        (question,) = bob.core.open_questions()
+        assert bob.told(KnockReceived)[0].knock_id == question
+        assert bob.payloads == []
+        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.step()
+        mesh.settle()
+        assert alice.told(KnockRejected) == [KnockRejected(bob.did, "policy_denied")]
+        assert alice.told(DeliveryChanged)[-1].id == message
+        assert bob.payloads == []
+
+    def test_messages_wait_for_a_slow_policy(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        for number in range(20):
+            alice.send(bob, number)
+        mesh.settle()
+        (question,) = bob.core.open_questions()
+        mesh.clock.advance(20)
+        bob.core.tick(mesh.clock.now)
+        bob.core.answer_knock(question, accept=True, now=mesh.clock.now)
+        bob.step()
+        assert bob.payloads == list(range(20))
+
+    def test_a_silent_policy_counts_as_no(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        alice.send(bob, "hello?")
+        mesh.settle()
+        bob.core.tick(mesh.clock.advance(30))
+        bob.step()
+        mesh.settle()
+        assert alice.told(KnockRejected)
+
+    def test_a_message_that_overtakes_its_knock_is_held(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.receive(message)
+        assert bob.payloads == []
+        bob.receive(knock)
+        assert bob.payloads == ["hello"]
+
+    def test_a_held_message_whose_knock_never_comes_is_reported(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        _, message = self.knock_of(mesh, alice, bob)
+        bob.receive(message)
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert [event.peer for event in bob.told(SessionLost)] == [alice.did]
+        assert bob.core.next_deadline() > mesh.clock.now.monotonic
+
+    def test_held_messages_are_bounded_per_peer_and_in_peers(self, mesh):
+        bob = mesh.agent("bob", limits=Limits(held_frames_per_peer=2, held_peers=3))
+        header = frames.MessageHeader(bytes(range(32)), 0, 0)
+        for peer in range(10):
+            for number in range(5):
+                frame = frames.Message(f"did:mesh:{peer:032x}", bob.did, f"{peer}-{number}", "t", header, bytes(40))
+                bob.receive(encode(frame))
+        assert sum(len(queue) for queue in bob.core._held.values()) == 6
+
+    def test_both_knocking_at_once_lose_nothing_and_settle_on_one_session(self, mesh):  # 7
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, "a1")
+        bob.send(alice, "b1")
+        mesh.settle()
+        alice.send(bob, "a2")
+        bob.send(alice, "b2")
+        mesh.settle()
+        alice.send(bob, "a3")
+        bob.send(alice, "b3")
+        mesh.settle()
+        assert bob.payloads == ["a1", "a2", "a3"]
+        assert alice.payloads == ["b1", "b2", "b3"]
+        chosen = {client.core.peer(other.did).sending().session.id for client, other in ((alice, bob), (bob, alice))}
+        assert len(chosen) == 1
+        winner = alice.core.peer(bob.did).sending().session
+        assert winner.initiator == min(alice.did, bob.did)
+
+    def test_a_restarted_initiator_is_heard_again(self, mesh, pair):  # 5
+        alice, bob = pair
+        alice = mesh.restart(alice, keep_state=False)
+        alice.send(bob, "new session")
+        mesh.settle()
+        assert bob.payloads == ["hello", "new session"]
+        bob.send(alice, "heard")
+        mesh.settle()
+        assert alice.payloads == ["heard"]
+
+    def test_a_restart_with_its_state_goes_on_where_it_was(self, mesh, pair):  # 6
+        alice, bob = pair
+        bob = mesh.restart(bob)
+        alice.send(bob, "still there?")
+        mesh.settle()
+        assert "still there?" in bob.payloads
+        bob.send(alice, "yes")
+        mesh.settle()
+        assert alice.payloads == ["welcome", "yes"]
+        assert not any(isinstance(frame, frames.Knock) for frame in waiting(mesh, alice))
+
+    def test_a_responder_may_speak_first(self, mesh):  # 8
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.receive(knock)
+        bob.send(alice, "I speak when I am spoken to")
+        bob.receive(message)
+        bob.core.tick(mesh.clock.now)
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+        assert alice.payloads == ["I speak when I am spoken to"]
+
+    def test_a_rotated_signed_prekey_still_answers(self, mesh):  # 10
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.core.replenish(50, mesh.clock.advance(8 * 86_400))
+        assert len(bob.core.keyring.signed) == 2
+        bob.receive(knock)
+        bob.receive(message)
+        assert bob.payloads == ["hello"]
+
+    def test_a_signed_prekey_is_forgotten_after_its_time(self, mesh):
+        bob = mesh.agent("bob")
+        first = bob.core.keyring.signed[0].prekey.key_id
+        bob.core.replenish(50, mesh.clock.advance(8 * 86_400))
+        bob.core.replenish(50, mesh.clock.advance(14 * 86_400))
+        assert first not in [dated.prekey.key_id for dated in bob.core.keyring.signed]
+
+    def test_prekey_ids_never_start_again(self, mesh):  # 4
+        bob = mesh.agent("bob")
+        used = {*bob.core.keyring.one_time, *(one.prekey.key_id for one in bob.core.keyring.signed)}
+        restarted = mesh.restart(bob)
+        fresh = set(restarted.core.keyring.one_time) - set(bob.core.keyring.one_time)
+        assert fresh
+        assert not fresh & used
+
+    def test_an_unusable_establishment_is_rejected_and_named(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, _ = self.knock_of(mesh, alice, bob)
+        text = knock.decode().replace('"ek":"', '"ek":"AAAA')
+        bob.receive(text.encode())
+        assert ("knock", alice.did) in faults(bob)
+        (answer,) = waiting(mesh, alice)
+        assert isinstance(answer, frames.KnockReject)
+
+    def test_a_bundle_of_another_key_is_refused_before_anything_is_sent(self, mesh):  # 13
+        alice, bob, mallory = mesh.agent("alice"), mesh.agent("bob"), mesh.agent("mallory")
+        mesh.directory[bob.did] = mesh.directory[mallory.did]
+        message = alice.send(bob, "for bob's eyes only")
+        assert not mesh.inboxes[bob.did]
+        assert ("registry", bob.did) in faults(alice)
+        assert alice.told(DeliveryChanged)[-1] == DeliveryChanged(
+            bob.did, message, DeliveryState.REFUSED, alice.told(DeliveryChanged)[-1].detail
+        )
+
+    def test_a_legacy_peer_is_bound_to_the_first_key_seen(self, mesh):
+        old = Did("did:agentmesh:old")
+        alice = mesh.agent("alice")
+        first = mesh.agent("first", did=old, dialect=Dialect.AGT4)
+        alice.send(first, "hello")
+        mesh.settle()
+        assert first.payloads == ["hello"]
+        pinned = alice.core.peer(old).pinned
+        assert pinned == first.core.profile.identity.agreement_key.public
+        alice.core.close_session(old)
+        other = mesh.agent("other", did=old, dialect=Dialect.AGT4)
+        alice.send(other, "are you the same?")
+        assert ("registry", old) in faults(alice)
+        assert other.payloads == []
+
+    def test_dialects_are_settled_by_the_first_message(self, mesh):
+        alice = mesh.agent("alice", peer_dialects={})
+        bob = mesh.agent("bob")
+        alice.core.profile = dataclasses.replace(alice.core.profile, peer_dialects={bob.did: Dialect.AGT4})
+        alice.send(bob, "old words")
+        mesh.settle()
+        assert bob.payloads == ["old words"]
+        assert bob.core.peer(alice.did).dialect is Dialect.AGT4
+
+
+class TestHandOver:
+    def test_nothing_is_acknowledged_before_it_is_handed_over_and_confirmed(self, mesh):  # 30
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        message = alice.send(bob, "take it")
+        mesh.settle()
+        assert (bob.did, message) not in mesh.acked
+        assert bob.core.confirm(alice.did, MessageId(message))
+        bob.step()
+        assert (bob.did, message) in mesh.acked
+
+    def test_a_durable_store_acknowledges_once_it_is_saved(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ack_when_saved=True)
+        message = alice.send(bob, "take it")
+        mesh.settle()
+        assert (bob.did, message) in mesh.acked
+        assert bob.store.load().inbox[0].id == message
+
+    def test_an_unconfirmed_message_comes_again_marked(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "again")
+        mesh.settle()
+        assert [one.redelivered for one in bob.received] == [False]
+        restarted = mesh.restart(bob)
+        assert [(one.payload, one.redelivered) for one in restarted.received] == [("again", True)]
+
+    def test_a_full_inbox_stops_the_reading(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(inbox=2))
+        alice.send(bob, 1)
+        alice.send(bob, 2)
+        mesh.settle()
+        assert bob.core.inbox_full
+        bob.core.confirm(alice.did, bob.received[0].id)
+        assert not bob.core.inbox_full
+
+    def test_an_authentic_message_that_is_no_json_is_reported_once(self, mesh, pair):
+        alice, bob = pair
+        strand = alice.core.peer(bob.did).sending()
+        _, header, ciphertext = strand.session.encrypt(b"no json", SeededEntropy("x"))
+        header = frames.MessageHeader(header.dh, header.pn, header.n)
+        frame = encode(frames.Message(alice.did, bob.did, "m", "t", header, ciphertext))
+        bob.receive(frame)
+        assert ("payload", alice.did) in faults(bob)
+        assert (bob.did, "m") in mesh.acked
+
+    def test_seen_ids_are_bounded(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(seen=10))
+        for number in range(50):
+            alice.send(bob, number)
+        mesh.settle()
+        assert len(bob.core._seen) == 10
+
+
+class TestConnection:
+    def profile(self, **options):
+        identity = Identity.generate(SeededEntropy("c"))
+        return Profile(identity=identity, did=identity.did, **options)
+
+    def core(self, mesh, **options):
+        return ClientCore(self.profile(**options), SavedState(), SeededEntropy("core"))
+
+    def test_connect_is_proved_over_the_challenge_and_not_over_the_bare_timestamp(self, mesh):  # 15
+        core = self.core(mesh)
+        core.opened(mesh.clock.now, challenge="bm9uY2U")
+        frame = decode(core.writes()[0])
+        assert isinstance(frame, frames.Connect)
+        identity = core.profile.identity
+        assert frame.features == ("receipts", "challenge")
+        assert frame.signature != identity.sign(frame.timestamp.encode())
+
+    def test_an_upstream_relay_gets_the_proof_it_knows(self, mesh):
+        core = self.core(mesh)
+        core.opened(mesh.clock.now)
+        frame = decode(core.writes()[0])
+        assert frame.signature == core.profile.identity.sign(frame.timestamp.encode())
+        assert "challenge" not in frame.features
+
+    def test_silence_of_an_upstream_relay_counts_as_consent(self, mesh):
+        core = self.core(mesh)
+        core.opened(mesh.clock.now)
+        assert core.link is Link.PROVING
+        core.tick(mesh.clock.advance(1.0))
+        assert core.link is Link.UP
+        assert core.events() == [Connected(frozenset())]
+
+    def test_silence_of_a_relay_that_sent_a_challenge_does_not(self, mesh):
+        core = self.core(mesh)
+        core.opened(mesh.clock.now, challenge="bm9uY2U")
+        core.tick(mesh.clock.advance(20.0))
+        assert core.link is Link.PROVING
+
+    def test_nothing_is_sent_before_the_verdict(self, mesh):  # 29
+        core = self.core(mesh)
+        core.opened(mesh.clock.now, challenge="bm9uY2U")
+        core.writes()
+        core.send(Did("did:mesh:" + "0" * 32), "early", mesh.clock.now)
+        assert core.fetches() == []
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        assert core.features == {"receipts"}
+        assert core.fetches() == ["did:mesh:" + "0" * 32]
+
+    @pytest.mark.parametrize("code", [4001, 4002, 4003, 4005, 4006])
+    def test_codes_that_a_retry_does_not_change_are_terminal(self, mesh, code):  # 29
+        core = self.core(mesh)
+        core.opened(mesh.clock.now)
+        core.closed(code, "")
+        (event,) = core.events()
+        assert isinstance(event, Disconnected)
+        assert not event.retrying
+        assert event.reason
+
+    @pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 4004])
+    def test_other_codes_are_retried(self, mesh, code):
+        core = self.core(mesh)
+        core.opened(mesh.clock.now)
+        core.closed(code, "")
+        assert core.events()[0].retrying
+
+    def test_upstreams_way_of_saying_replaced_is_terminal(self, mesh):
+        core = self.core(mesh)
+        core.opened(mesh.clock.now)
+        core.closed(1000, "session_replaced")
+        assert core.terminal
+
+    def test_heartbeats_come_in_time(self, mesh):
+        core = self.core(mesh, extensions=False)
+        core.opened(mesh.clock.now)
+        core.writes()
+        assert core.next_deadline() == mesh.clock.now.monotonic + 30
+        core.tick(mesh.clock.advance(30))
+        assert isinstance(decode(core.writes()[0]), frames.Heartbeat)
+
+    def test_what_was_not_confirmed_goes_out_again_with_the_same_bytes(self, mesh):
+        alice, bob = mesh.agent("alice", extensions=True, connect=False), mesh.agent("bob")
+        core = alice.core
+        core.opened(mesh.clock.now, "bm9uY2U")
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        alice.send(bob, "precious")
+        first = list(mesh.inboxes[bob.did])
+        core.closed(1006, "")
+        core.opened(mesh.clock.now, "bm9uY2U")
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        alice.step()
+        assert list(mesh.inboxes[bob.did]) == [*first, first[-1]]
+        mesh.settle()
+        assert bob.payloads == ["precious"]
+
+    def test_a_delivered_receipt_empties_the_outbox(self, mesh):
+        alice, bob = mesh.agent("alice", extensions=True, connect=False), mesh.agent("bob")
+        core = alice.core
+        core.opened(mesh.clock.now, "bm9uY2U")
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        message = alice.send(bob, "precious")
+        assert core.delivery(message) is DeliveryState.RELAYED
+        alice.receive(encode(frames.Receipt(message, frames.ReceiptState.STORED)))
+        assert core.delivery(message) is DeliveryState.STORED
+        alice.receive(encode(frames.Receipt(message, frames.ReceiptState.DELIVERED)))
+        assert core.outbox_size == 0
+        assert [event.state for event in alice.told(DeliveryChanged)] == ["relayed", "stored", "delivered"]
+
+
+def test_events_nobody_reads_are_bounded(mesh):
+    identity = Identity.generate(SeededEntropy("c"))
+    core = ClientCore(Profile(identity=identity, did=identity.did), SavedState(), SeededEntropy("e"), Limits(events=5))
+    for _ in range(100):
+        core.receive(b"junk", mesh.clock.now)
+    assert len(core.events()) == 5
+
+
+def test_reprs_show_no_payload(mesh, pair):
+    alice, bob = pair
+    alice.send(bob, "the secret word")
+    mesh.settle()
+    shown = repr((bob.received, bob.store.load(), alice.store.load().outbox, bob.core.peer(alice.did)))
+    assert "the secret word" not in shown
+
+
+def dataclass_replace(frame, **changes):
+    """A changed copy of a frame."""
+    members = {name: getattr(frame, name) for name in frame.__struct_fields__}
+    return type(frame)(**{**members, **changes})
+
+
+def test_bundles_are_checked_where_they_are_used(mesh):
+    alice, bob, mallory = mesh.agent("alice"), mesh.agent("bob"), mesh.agent("mallory")
+    entry = mesh.directory[mallory.did]
+    with pytest.raises(PeerError):
+        alice.core.knock(bob.did, make_bundle(entry.identity, entry.upload.signed, None), mesh.clock.now)
+    assert alice.core.peer(bob.did).entry is Entry.IDLE
+
+
+def test_a_fault_in_anothers_name_is_a_kind_of_its_own():
+    assert issubclass(NotForThisPeer, NotAuthentic)
+    assert b64(b"") == ""
