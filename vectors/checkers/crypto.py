@@ -13,7 +13,7 @@ from typing import Any
 from meshlib.crypto import ratchet, x3dh
 from meshlib.crypto.keys import Ed25519Private, Ed25519Public, Entropy, SecretBytes, X25519Private, X25519Public
 from meshlib.crypto.prekeys import OneTimePrekey, PrekeyBundle, SignedPrekey, make_bundle
-from meshlib.crypto.primitives import x25519
+from meshlib.crypto.primitives import verify, x25519
 from meshlib.crypto.ratchet import Chain, Established, Header, Opened, Turn, Waiting
 from meshlib.crypto.x3dh import Agreement, Dialect, Opening
 from meshlib.errors import (
@@ -335,6 +335,8 @@ def _x3dh_initiate(_group: Group, test: Test, profile: str) -> None:
         if test["result"] == "invalid":
             _expect_refusal(test, refusal)
             expect_absent(test, "sharedSecret", "associatedData", "usedOneTimeKeyId")
+        else:
+            _expect_agreement(_unverified(initiator.identity, test, Dialect(profile)), test)
         expect_equal("random values drawn before the bundle was verified", entropy.drawn, 0)
         return
     expect_valid(test)
@@ -344,6 +346,21 @@ def _x3dh_initiate(_group: Group, test: Test, profile: str) -> None:
     expect_equal("usedOneTimeKeyId", opening.one_time_key_id, test["usedOneTimeKeyId"])
     expect_equal("identity key of the opening", bytes(opening.ik).hex(), test["initiator"]["identityPublic"])
     _expect_agreement(agreement, test)
+
+
+def _unverified(identity: Identity, test: Test, dialect: Dialect) -> Agreement:
+    """What comes out of a bundle that upstream takes and ours refuses, so that the record is compared all the same."""
+    bundle = test["bundle"]
+    ephemeral = _private(test["ephemeralPrivate"], test["ephemeralPublic"])
+    peer, signed = X25519Public(_hex(bundle["identityKey"])), X25519Public(_hex(bundle["signedPreKey"]))
+    if "Zip215Only" not in test["flags"]:
+        verify(Ed25519Public(_hex(bundle["identityKeyEd"])), bytes(signed), _hex(bundle["signedPreKeySignature"]))
+    agreements = x25519(identity.agreement_key, signed) + x25519(ephemeral, peer) + x25519(ephemeral, signed)
+    if "oneTimePreKey" in bundle:
+        agreements += x25519(ephemeral, X25519Public(_hex(bundle["oneTimePreKey"])))
+    used = bundle.get("oneTimePreKeyId") if "oneTimePreKey" in bundle else None
+    expect_equal("usedOneTimeKeyId", used, test["usedOneTimeKeyId"])
+    return Agreement(x3dh.derive(dialect, agreements), bytes(identity.agreement_key.public) + bytes(peer))
 
 
 def _bundle(recorded: Test) -> PrekeyBundle:
@@ -500,6 +517,8 @@ class _Conversation:
     parties: dict[str, _Party]
     max_skip: int = ratchet.MAX_SKIP
     channel: bool = False
+    resumed: bool = False
+    """Whether messages were sent before the record begins."""
     sent: dict[str, Test] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -606,8 +625,8 @@ class _Conversation:
         """Ours reads what upstream lost to an error of its own before."""
         if not step.get("mayAccept") or "MayAcceptAfterError" not in self.test["flags"]:
             raise CheckFailed("recorded as invalid, and ours takes it")
-        if party.follows:
-            raise CheckFailed("mayAccept is recorded without an error before")
+        if party.follows or step["errorClass"] not in REFUSALS or not step["error"]:
+            raise CheckFailed("mayAccept is recorded without an error before, or without upstream's error")
         expect_equal("plaintextIfAccepted", plaintext.hex(), step["plaintextIfAccepted"])
         party.session, party.last = session, session.state
 
@@ -631,8 +650,18 @@ class _Conversation:
             expect_equal("stateChanged", ours != recorded, step["stateChanged"])
         if step.get("stateChanged"):
             party.follows = False
+            self._expect_left_behind(step)
         else:
             expect_equal("stateAfter", ours, recorded)
+
+    def _expect_left_behind(self, step: Test) -> None:
+        """What upstream left behind is not compared, but it must be a state, with the key that was drawn for it."""
+        left = step.get("stateAfter")
+        if left is None:
+            return
+        _private(left["dhSelfPrivate"], left["dhSelfPublic"])
+        if step.get("random"):
+            expect_equal("dhSelfPrivate after a turn", left["dhSelfPrivate"], step["random"][-1]["value"])
 
     def _expect_count(self, party: _Party, step: Test) -> None:
         if self.channel and party.follows:
@@ -642,6 +671,8 @@ class _Conversation:
         """A message is what was sent under its id, unless it says that it was tampered with."""
         sent = self.sent.get(step["msgId"])
         if sent is None:
+            if not self.resumed:
+                raise CheckFailed("a message is received that nobody sent")
             return
         names = ("header", "ciphertext", "associatedData")
         same = all(step.get(name) == sent.get(name) for name in names)
@@ -697,7 +728,7 @@ def _ratchet_resume(_group: Group, test: Test, _profile: str) -> None:
     expect_equal("role", test["B"]["role"], "restored")
     state = state_of(test["B"]["stateAfter"])
     party = _Party(_bare(state, _hex(test["associatedData"])), state)
-    _Conversation(test, {"B": party}, _max_skip(test)).run()
+    _Conversation(test, {"B": party}, _max_skip(test), resumed=True).run()
 
 
 def _max_skip(test: Test) -> int:
@@ -728,11 +759,14 @@ def _channel_conversation(_group: Group, test: Test, profile: str) -> None:
     if names == (initiator.identity.did, responder.identity.did):
         expect_equal("session ids of both sides", opened.id, answered.id)
     parties = {}
+    proper, swapped = "|".join(names).encode(), "|".join(reversed(names)).encode()
     for name, session in (("initiator", opened), ("responder", answered)):
         prefix = _hex(test[f"{name}AdPrefix"])
+        if prefix not in (proper, b"") and (name, prefix) != ("responder", swapped):
+            raise CheckFailed(f"{name}AdPrefix is not made of the recorded DIDs")
         keys = bytes(session.terms.initiator_key) + bytes(session.terms.responder_key)
         expect_equal(f"{name}AssociatedData", (prefix + keys).hex(), test[f"{name}AssociatedData"])
-        if prefix == "|".join(names).encode():
+        if prefix == proper:
             expect_equal(f"{name}AssociatedData of ours", session.associated_data, prefix + keys)
         expect_equal(f"{name}StateAfter", *_as_recorded(session.state, {"stateAfter": test[f"{name}StateAfter"]}))
         parties[name] = _Party(session._replace(associated_data=prefix + keys), session.state)
