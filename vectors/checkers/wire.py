@@ -3,12 +3,11 @@
 import ast
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from meshlib.crypto import ratchet
-from meshlib.crypto.keys import Ed25519Private, Ed25519Public, SecretBytes, X25519Private
+from meshlib.crypto.keys import Ed25519Private, Ed25519Public
 from meshlib.errors import InvalidValue, MalformedFrame, MeshError
 from meshlib.identity import (
     Did,
@@ -16,6 +15,7 @@ from meshlib.identity import (
     bound_request_statement,
     challenge_statement,
     check_did,
+    sdk_did,
     timestamp_statement,
     verify_proof,
 )
@@ -52,6 +52,7 @@ from vectors.checkers import (
     expect_invalid,
     expect_valid,
 )
+from vectors.checkers.crypto import ScriptedEntropy, record_of, state_of
 
 # --- JavaScript's encodings -----------------------------------------------------------------------------------------
 
@@ -125,7 +126,8 @@ def _iso_timestamp(_group: Group, test: Test, _profile: str) -> None:
 def _client_frame(_group: Group, test: Test, profile: str) -> None:
     expect_valid(test)
     identity = _identity(test)
-    expect_equal("did", _active_did(identity, test["agentDidOption"], profile), test["did"])
+    option = test["agentDidOption"]
+    expect_equal("did", option if profile == "agt-4" else sdk_did(identity.public_key, option), test["did"])
     _well_formed_time(test["now"])
     frame = _frame_of_client(test, identity, profile)
     _same_bytes(frame, test["frame"])
@@ -133,10 +135,6 @@ def _client_frame(_group: Group, test: Test, profile: str) -> None:
         verify_proof(identity.public_key, timestamp_statement(test["now"]), frame.signature)
     closes = {"code": 1000, "reason": "client disconnect"} if isinstance(frame, Disconnect) else None
     expect_equal("socketClose", test.get("socketClose"), closes)
-
-
-def _active_did(identity: Identity, option: str, profile: str) -> str:
-    return option if profile == "agt-4" or option.startswith("did:mesh:") else identity.did
 
 
 def _frame_of_client(test: Test, identity: Identity, profile: str) -> Frame:
@@ -194,7 +192,7 @@ def _encrypted_message(_group: Group, test: Test, _profile: str) -> None:
     (message_id,) = test["uuids"]
     _uuid_version_4(message_id)
     session = test["session"]
-    state = _ratchet_state(session["stateBefore"])
+    state = state_of(session["stateBefore"])
     associated_data = _hex(session["associatedData"])
     if not associated_data.startswith(f"{test['from']}|{test['to']}".encode()):
         raise CheckFailed("associatedData does not start with the DIDs of initiator and responder")
@@ -206,9 +204,10 @@ def _encrypted_message(_group: Group, test: Test, _profile: str) -> None:
     else:
         plaintext = encode_payload(_payload(test["payload"]))
     _same_plaintext(test, plaintext)
-    with _replayed(test["random"]) as entropy:
-        state, header, ciphertext = ratchet.encrypt(state, plaintext, associated_data, entropy)
-    expect_equal("stateAfter", _ratchet_record(state), test["stateAfter"])
+    entropy = ScriptedEntropy(test["random"], "nonce")
+    state, header, ciphertext = ratchet.encrypt(state, plaintext, associated_data, entropy)
+    entropy.finish()
+    expect_equal("stateAfter", record_of(state), test["stateAfter"])
     message = Message(test["from"], test["to"], message_id, test["now"], MessageHeader(*header), ciphertext)
     _same_bytes(message, test["frame"])
     _received(test, message, associated_data, plaintext)
@@ -218,12 +217,13 @@ def _received(test: Test, message: Message, associated_data: bytes, plaintext: b
     """What the peer makes of the frame: payload, ack and next state."""
     receiver = test["receiver"]
     header = ratchet.Header(message.header.dh, message.header.pn, message.header.n)
-    with _replayed(receiver["random"]) as entropy:
-        state, opened = ratchet.decrypt(
-            _ratchet_state(receiver["stateBefore"]), header, message.ciphertext, associated_data, entropy
-        )
+    entropy = ScriptedEntropy(receiver["random"], *["ratchetPrivate"] * len(receiver["random"]))
+    state, opened = ratchet.decrypt(
+        state_of(receiver["stateBefore"]), header, message.ciphertext, associated_data, entropy
+    )
+    entropy.finish()
     expect_equal("plaintext read", opened, plaintext)
-    expect_equal("receiver.stateAfter", _ratchet_record(state), receiver["stateAfter"])
+    expect_equal("receiver.stateAfter", record_of(state), receiver["stateAfter"])
     if "UndefinedPayload" in test["flags"]:
         _refuses(decode_payload, opened)
         expect_equal("receiver.delivered", receiver["delivered"], [])
@@ -279,80 +279,6 @@ def _same_plaintext(test: Test, plaintext: bytes) -> None:
         expect_absent(test, "plaintext")
     else:
         expect_equal("plaintext", plaintext.hex(), test["plaintext"])
-
-
-# --- ratchet states as recorded -------------------------------------------------------------------------------------
-
-_PURPOSES = {"nonce": 12, "ratchetPrivate": 32}
-
-
-@contextmanager
-def _replayed(recorded: list[dict[str, str]]) -> Iterator[Callable[[int], bytes]]:
-    """An entropy source that gives the recorded values in order, and insists that all of them are drawn."""
-    remaining = [(_PURPOSES[entry["purpose"]], _hex(entry["value"])) for entry in reversed(recorded)]
-
-    def entropy(size: int) -> bytes:
-        if not remaining or remaining[-1][0] != size:
-            raise CheckFailed(f"{size} random bytes drawn, and none of that size are recorded")
-        return remaining.pop()[1]
-
-    yield entropy
-    expect_equal("random values left over", len(remaining), 0)
-
-
-def _ratchet_state(record: Test) -> ratchet.State:
-    """The production state of a recorded one; a record whose members contradict each other is refused."""
-    own = X25519Private(_hex(record["dhSelfPrivate"]))
-    root = SecretBytes(_hex(record["rootKey"]))
-    sending, receiving = (
-        ratchet.Chain(SecretBytes(_hex(record[key])), record[number]) if record[key] is not None else None
-        for key, number in (("chainKeySend", "sendMessageNumber"), ("chainKeyRecv", "recvMessageNumber"))
-    )
-    state: ratchet.State
-    if sending is None:
-        state = ratchet.Waiting(own, root)
-    else:
-        remote = _hex(record["dhRemotePublic"])
-        turn = ratchet.Turn(own, bytes(own.public), remote, root, record["previousSendChainLength"])
-        if receiving is None:
-            state = ratchet.Opened(turn, sending)
-        else:
-            skipped = {}
-            for place, key in record["skippedKeys"]:
-                dh, _, number = place.partition(":")
-                skipped[_hex(dh), int(number)] = SecretBytes(_hex(key))
-            state = ratchet.Established(turn, sending, receiving, ratchet.Backlog(skipped, ()))
-    expect_equal("recorded state", _ratchet_record(state), record)
-    return state
-
-
-def _ratchet_record(state: ratchet.State) -> Test:
-    own = state.own if isinstance(state, ratchet.Waiting) else state.turn.own
-    root = state.root if isinstance(state, ratchet.Waiting) else state.turn.root
-    record: Test = {
-        "dhSelfPrivate": bytes(own).hex(),
-        "dhSelfPublic": bytes(own.public).hex(),
-        "dhRemotePublic": None,
-        "rootKey": bytes(root).hex(),
-        "chainKeySend": None,
-        "chainKeyRecv": None,
-        "sendMessageNumber": 0,
-        "recvMessageNumber": 0,
-        "previousSendChainLength": 0,
-        "skippedKeys": [],
-    }
-    if not isinstance(state, ratchet.Waiting):
-        record["dhRemotePublic"] = state.turn.remote.hex()
-        record["chainKeySend"] = bytes(state.sending.key).hex()
-        record["sendMessageNumber"] = state.sending.n
-        record["previousSendChainLength"] = state.turn.previous
-    if isinstance(state, ratchet.Established):
-        record["chainKeyRecv"] = bytes(state.receiving.key).hex()
-        record["recvMessageNumber"] = state.receiving.n
-        record["skippedKeys"] = [
-            [f"{dh.hex()}:{number}", bytes(key).hex()] for (dh, number), key in state.backlog.skipped.items()
-        ]
-    return record
 
 
 # --- extensions of ours ---------------------------------------------------------------------------------------------
