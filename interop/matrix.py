@@ -7,41 +7,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import dataclasses
 import enum
 import json
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from interop import scenarios, stacks
-from interop.processes import Peer
+from interop.agents import Client, agent
 from interop.proxy import Proxy
-from interop.scenarios import Limit, Pair, Scenario
+from interop.scenarios import Group, Limit, Pair
 from interop.stacks import Servers, Stack
-
-_PEER_MJS = Path(__file__).with_name("peer.mjs")
-
-
-class Client(enum.StrEnum):
-    OURS = "ours"
-    OURS_TRIO = "ours on trio"
-    SDK = "SDK 4.0.0"
-    SDK_ADAPTER = "SDK 4.0.0 + adapter"
-
-    @property
-    def is_sdk(self) -> bool:
-        return self in (Client.SDK, Client.SDK_ADAPTER)
-
-    @property
-    def argv(self) -> list[str]:
-        if self.is_sdk:
-            return ["node", str(_PEER_MJS)]
-        return [sys.executable, "-m", "interop.peer", "trio" if self is Client.OURS_TRIO else "asyncio"]
 
 
 @dataclass(frozen=True)
@@ -114,8 +93,8 @@ async def run_cell(cell: Cell) -> CellResult:
     try:
         async with stacks.running(cell.servers) as stack, Proxy.before(stack.relay) as proxy:
             for number, (first, second) in enumerate(cell.directions, 1):
-                checks += await _run(stack, first, second, scenarios.DIRECT, f"direct-{number}")
-                checks += await _run(stack, first, second, scenarios.PROXIED, f"proxied-{number}", proxy)
+                for group in scenarios.GROUPS:
+                    checks += await _run(stack, first, second, group, f"{group.name}-{number}", proxy)
     except (AssertionError, OSError) as problem:
         ran = {(check.scenario, check.first, check.second) for check in checks}
         wanted = [(name, *direction) for direction in cell.directions for name in scenarios.NAMES]
@@ -125,17 +104,17 @@ async def run_cell(cell: Cell) -> CellResult:
     return CellResult(cell, tuple(checks), time.monotonic() - started)
 
 
-async def _run(
-    stack: Stack, first: Client, second: Client, table: dict[str, Scenario], suffix: str, proxy: Proxy | None = None
-) -> list[Check]:
+async def _run(stack: Stack, first: Client, second: Client, group: Group, suffix: str, proxy: Proxy) -> list[Check]:
     checks: list[Check] = []
-    relay = proxy.address if proxy else stack.relay
-    names = [f"{name}-{suffix}" for name in ("alice", "bob")]
+    relay = proxy.address if group.proxied else stack.relay
     await stack.connections(0)
-    async with agent(stack, first, names[0], relay) as alice, agent(stack, second, names[1], relay) as bob:
-        pair = Pair(stack, alice, bob, first is Client.SDK, second is Client.SDK, proxy)
+    async with (
+        agent(stack, first, f"alice-{suffix}", relay) as alice,
+        agent(stack, second, f"bob-{suffix}", relay) as bob,
+    ):
+        pair = Pair(stack, proxy, alice, bob, first, second)
         broken = ""
-        for name, scenario in table.items():
+        for name, scenario in group.scenarios.items():
             if broken:
                 checks.append(Check(name, first, second, Outcome.FAILED, f"not reached: {broken} failed"))
                 continue
@@ -149,25 +128,6 @@ async def _run(
             else:
                 checks.append(Check(name, first, second, Outcome.OK))
     return checks
-
-
-@contextlib.asynccontextmanager
-async def agent(stack: Stack, client: Client, name: str, relay: str, **options: object) -> AsyncIterator[Peer]:
-    """An agent of that kind, connected and registered under its name."""
-    async with Peer.running(name, client.argv) as peer:
-        await peer.expect("ready")
-        await peer.call(
-            "start",
-            name=name,
-            relay=f"ws://{relay}",
-            registry=f"http://{stack.registry}",
-            adapter=client is Client.SDK_ADAPTER,
-            store=str(stack.folder / name),
-            **options,
-        )
-        peer.did = (await peer.call("connect"))["did"]
-        await peer.expect("connected")
-        yield peer
 
 
 def table(results: Iterable[CellResult]) -> str:

@@ -9,17 +9,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from interop.processes import Missing
+from interop.processes import DEADLINE, Missing
 
 Rule = Callable[[str], list[str] | None]
 """Takes a message frame on its way to an agent and returns what to deliver in its place, or None to have it cut off."""
+
+
+class Gate:
+    """Closed, it holds every frame back that is on its way to an agent."""
+
+    def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
+        self._send = send
+        self._held: list[str] | None = []
+        self._news = asyncio.Event()
+
+    async def holds(self, kind: str, patience: float = DEADLINE) -> None:
+        """Wait until a frame of that type is in front of the gate."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not any(json.loads(text)["type"] == kind for text in self._held or ()):
+                    self._news.clear()
+                    await self._news.wait()
+                return
+        raise Missing(f"no {kind} frame came to the gate, only {self._held}")
+
+    async def open(self) -> None:
+        """Let everything pass that has come, and from now on all."""
+        while self._held:
+            await self._send(self._held.pop(0))
+        self._held = None
+
+    async def __call__(self, text: str) -> None:
+        if self._held is None:
+            await self._send(text)
+        else:
+            self._held.append(text)
+            self._news.set()
+
 
 _MAX_FRAME = 4 * 1024 * 1024
 
@@ -72,6 +105,7 @@ class _Link:
     agent: ServerConnection
     relay: ClientConnection
     rule: Rule | None = None
+    gate: Gate | None = None
 
 
 class Proxy:
@@ -93,6 +127,12 @@ class Proxy:
     def rule(self, did: str, rule: Rule) -> None:
         """From now on, message frames to this agent pass through the rule."""
         self._link(did).rule = rule
+
+    def gate(self, did: str) -> Gate:
+        """Close a gate in front of this agent."""
+        link = self._link(did)
+        link.gate = Gate(link.agent.send)
+        return link.gate
 
     def cut(self, did: str) -> None:
         """Pull the cable: both connections end without a close frame."""
@@ -145,6 +185,6 @@ class Proxy:
                     link.relay.transport.abort()
                     return
                 for each in replaced:
-                    await link.agent.send(each)
+                    await (link.gate or link.agent.send)(each)
         code = link.relay.close_code
         await link.agent.close(code if code and code not in (1005, 1006) else 1011)

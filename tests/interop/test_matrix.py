@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from interop import scenarios
-from interop.matrix import MATRIX, Cell, CellResult, Client, Outcome, run_cell
+from interop.agents import Client
+from interop.matrix import MATRIX, Cell, CellResult, Outcome, run_cell
 from interop.stacks import Servers
 
 pytestmark = [pytest.mark.slow, pytest.mark.node]

@@ -17,7 +17,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from interop import stacks
-from interop.matrix import Client, agent
+from interop.agents import Client, agent
 from interop.processes import Peer, PeerFailed
 from interop.proxy import Proxy
 from interop.stacks import Servers, Stack
