@@ -1,0 +1,178 @@
+"""The parser of ``mesh``, and what happens to every error. Commands are loaded when they are called."""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn, TextIO
+
+from meshlib.cli.exits import MEANINGS, Exit, exit_for
+from meshlib.cli.options import VARIABLES
+from meshlib.cli.output import Console
+from meshlib.errors import MeshError
+
+Command = Callable[[argparse.Namespace, Mapping[str, str], Console], int]
+
+_EPILOG = "exit status: " + ", ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(Exit.USAGE, f"{self.prog}: {message} (try: {self.prog} --help)\n")
+
+
+def run(argv: Sequence[str], environment: Mapping[str, str], out: TextIO, err: TextIO) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name.
+        environment: where options that are not given are looked up.
+    Returns:
+        The exit status; see :class:`meshlib.cli.exits.Exit`.
+    """
+    for stream in (out, err):
+        if isinstance(stream, io.TextIOWrapper):  # a locale that cannot spell a character must not end the command
+            stream.reconfigure(errors="backslashreplace")
+    arguments = parser().parse_args(argv)
+    console = Console(out, err, environment, json=getattr(arguments, "json", False))
+    verbose = getattr(arguments, "verbose", False)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=err)
+    try:
+        return _command(arguments.command)(arguments, environment, console)
+    except MeshError as error:
+        code = exit_for(error)
+        console.fail(str(error), code, type(error).__name__)
+        return code
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end: let that go nowhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return Exit.BROKEN_PIPE
+
+
+def _command(path: str) -> Command:
+    module, function = path.split(":")
+    command: Command = getattr(import_module(f"meshlib.cli.{module}"), function)
+    return command
+
+
+def parser() -> _Parser:
+    """The whole command line."""
+    common = _common()
+    top = _Parser(
+        prog="mesh",
+        description="End-to-end encrypted messages between AI agents.",
+        epilog=_EPILOG,
+        parents=[common],
+        formatter_class=_Formatter,
+    )
+    top.add_argument("--version", action="version", version=f"mesh {_version()}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str, summary: str, command: str, *, into: "argparse._SubParsersAction[_Parser]" = commands
+    ) -> _Parser:
+        one = into.add_parser(
+            name, help=summary, description=summary, epilog=_EPILOG, parents=[common], formatter_class=_Formatter
+        )
+        one.set_defaults(command=command)
+        return one
+
+    up = add("up", "start a relay and a registry on this machine", "up:up")
+    up.add_argument("--data", metavar="FOLDER", help="where both keep their SQLite files")
+    up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    up.add_argument("--relay-port", type=_port, default=8083, help="0: a free one (default: %(default)s)")
+    up.add_argument("--registry-port", type=_port, default=8082, help="0: a free one (default: %(default)s)")
+    up.add_argument("--allow-legacy", action="store_true", help="admit agents of the SDK 4.0.0, which prove nothing")
+
+    identity = commands.add_parser("identity", help="make or show this agent's identity", formatter_class=_Formatter)
+    verbs = identity.add_subparsers(metavar="VERB", required=True)
+    add("create", "make an identity, unless there is one", "identity:create", into=verbs)
+    add("show", "show this agent's DID and public key", "identity:show", into=verbs)
+
+    send = add("send", "send a message", "messages:send")
+    send.add_argument("peer", help="display name or DID")
+    send.add_argument("text", nargs="?", help="the message; - or nothing reads standard input")
+    send.add_argument("--file", metavar="PATH", help="send what is in a file")
+    send.add_argument("--json-payload", action="store_true", help="the message is JSON: send the value, not its text")
+    send.add_argument(
+        "--wait", choices=("stored", "delivered"), help="until the relay has it on disk, or the peer has it"
+    )
+    send.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait (default: 30)")
+
+    listen = add("listen", "print messages as they come", "messages:listen")
+    listen.add_argument("--count", type=_count, metavar="N", help="stop after N messages")
+    listen.add_argument("--timeout", type=_seconds, metavar="S", help="stop when none came for S seconds")
+    listen.add_argument("--only", action="append", metavar="DID", help="let nobody else knock; may be repeated")
+
+    discover = add("discover", "find agents by capability or name", "messages:discover")
+    discover.add_argument("capability")
+    discover.add_argument("--limit", type=_count, default=50, metavar="N", help="(default: %(default)s)")
+
+    add("status", "show registry, relay, identity and store at a glance", "status:status")
+    doctor = add("doctor", "check the way to registry and relay step by step", "doctor:doctor")
+    doctor.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds per step (default: 10)")
+    return top
+
+
+def _common() -> _Parser:
+    """Options every command takes, before or after its name."""
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("options everywhere")
+    for option, metavar, text in (
+        ("relay", "URL", "ws:// or wss:// address of the relay"),
+        ("registry", "URL", "http:// or https:// address of the registry"),
+        ("name", "NAME", "this agent's display name"),
+        ("store", "FOLDER", "keeps identity and messages; default: ~/.local/share/mesh/NAME"),
+        ("proxy", "URL", "http://, https:// or socks5:// proxy; default: HTTPS_PROXY and the like"),
+        ("ca", "FILE", "certificates to trust besides the system's"),
+    ):
+        group.add_argument(f"--{option}", metavar=metavar, help=f"{text} [{VARIABLES[option][0]}]")
+    group.add_argument(
+        "--passphrase-file", metavar="FILE", help="its first line seals the store [MESH_PASSPHRASE_FILE]"
+    )
+    group.add_argument("--json", action="store_true", help="for machines: one JSON object per line")
+    group.add_argument("--verbose", action="store_true", help="log to standard error")
+    return common
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def _version() -> str:
+    try:
+        return version("agent-meshlib")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65_536):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"a positive whole number is needed, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"a positive number of seconds is needed, not {text!r}")
+    return seconds

@@ -1,0 +1,135 @@
+"""From arguments and environment to frozen settings. The environment is an argument; nothing here reads a process's."""
+
+import ssl
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from meshlib.config import ClientConfig, KnockPolicy, Timeouts, accept_everyone
+from meshlib.errors import InvalidValue, StoreError
+
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "relay": ("MESH_RELAY_URL", "AGT_RELAY_URL"),
+    "registry": ("MESH_REGISTRY_URL", "AGT_REGISTRY_URL"),
+    "name": ("MESH_NAME", "SANDBOX_NAME"),
+    "store": ("MESH_STORE",),
+    "token": ("MESH_TOKEN", "AGT_OAUTH_TOKEN"),
+    "proxy": ("MESH_PROXY",),
+    "ca": ("MESH_CA",),
+    "passphrase_file": ("MESH_PASSPHRASE_FILE",),
+}
+"""Environment variables by option, ours first; the others are what agent runtimes already set."""
+
+_NAMELESS = "default"
+_MAX_PASSPHRASE = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options of every client command come to."""
+
+    relay_url: str
+    registry_url: str
+    store: Path
+    name: str | None = None
+    token: str | None = None
+    proxy: str | None = None
+    tls: ssl.SSLContext | None = None
+    passphrase: str | None = None
+
+    def client(
+        self, *, register: bool = True, knock_policy: KnockPolicy = accept_everyone, timeouts: Timeouts | None = None
+    ) -> ClientConfig:
+        """The configuration of a client with these settings; the store is opened apart, for its passphrase."""
+        return ClientConfig(
+            name=self.name,
+            relay_url=self.relay_url,
+            registry_url=self.registry_url,
+            token=self.token,
+            proxy=self.proxy,
+            tls=self.tls,
+            register=register,
+            knock_policy=knock_policy,
+            timeouts=timeouts or Timeouts(),
+        )
+
+
+def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Settings:
+    """Read the common options: the command line first, then the environment, then the defaults.
+
+    Raises:
+        InvalidValue: an option cannot work; the message names it.
+        StoreError: the passphrase file cannot be read.
+    """
+    chosen = {option: _chosen(arguments, environment, option) for option in VARIABLES}
+    name = chosen["name"]
+    if name is not None and not (name.isprintable() and name.strip()):
+        raise InvalidValue("--name must be printable text")
+    defaults = ClientConfig()
+    settings = Settings(
+        relay_url=chosen["relay"] or defaults.relay_url,
+        registry_url=chosen["registry"] or defaults.registry_url,
+        store=Path(chosen["store"]) if chosen["store"] else data_home(environment) / "mesh" / folder_name(name),
+        name=name,
+        token=chosen["token"],
+        proxy=chosen["proxy"],
+        tls=_trusting(chosen["ca"]),
+        passphrase=_passphrase(chosen["passphrase_file"]),
+    )
+    settings.client()  # refuses at once what cannot work
+    return settings
+
+
+def data_home(environment: Mapping[str, str]) -> Path:
+    """Where programs of this user keep data: ``$XDG_DATA_HOME``, else ``~/.local/share``.
+
+    Raises:
+        InvalidValue: there is no home folder.
+    """
+    configured = environment.get("XDG_DATA_HOME", "")
+    if configured and Path(configured).is_absolute():
+        return Path(configured)
+    home = environment.get("HOME") or environment.get("USERPROFILE")
+    if not home:
+        raise InvalidValue("there is no home folder to keep things in: name one with --store, or set HOME")
+    return Path(home) / ".local" / "share"
+
+
+def folder_name(name: str | None) -> str:
+    """The folder of an agent: its name, with everything that could lead to another folder spelled out."""
+    quoted = quote(name or _NAMELESS, safe=" ", errors="backslashreplace")
+    return quoted.replace(".", "%2E", 1) if quoted.startswith(".") else quoted
+
+
+def _chosen(arguments: Namespace, environment: Mapping[str, str], option: str) -> str | None:
+    given: str | None = getattr(arguments, option, None)
+    if given is not None:
+        return given
+    return next((value for variable in VARIABLES[option] if (value := environment.get(variable))), None)
+
+
+def _trusting(ca: str | None) -> ssl.SSLContext | None:
+    if ca is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidValue(f"--ca {ca}: no certificates can be read from it ({error.strerror or error})") from error
+    return context
+
+
+def _passphrase(file: str | None) -> str | None:
+    """The first line of the file. A file, because arguments and environments of a process are easily seen."""
+    if file is None:
+        return None
+    try:
+        with Path(file).open(encoding="utf-8") as opened:
+            line = opened.readline(_MAX_PASSPHRASE).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"the passphrase file {file} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not line:
+        raise StoreError(f"the passphrase file {file} has an empty first line")
+    return line
