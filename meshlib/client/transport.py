@@ -96,8 +96,9 @@ class WebSocket:
         with _translated(relay_url):
             self._protocol.send_request(self._protocol.connect())
             await self._flush()
-            while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
-                await self._read()
+            more = True
+            while more and self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+                more = await self._read()
                 for event in self._protocol.events_received():
                     if isinstance(event, Response):
                         self.challenge = event.headers.get(CHALLENGE_HEADER)
@@ -111,7 +112,7 @@ class WebSocket:
             ) from error
         if isinstance(error, InvalidHandshake):
             raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error
-        if error is not None or self._protocol.state is not State.OPEN:
+        if error is not None or self._protocol.state is State.CONNECTING:
             raise TransportError(f"{relay_url} closed the connection during the handshake") from error
 
     async def send(self, messages: Iterable[bytes]) -> None:
@@ -138,11 +139,11 @@ class WebSocket:
         """
         while True:
             messages = list(self._messages(self._take_frames()))
+            await self._answer()
             if messages:
                 return messages
             if self._protocol.state is State.CLOSED or not await self._read():
                 raise self._closed()
-            await self._answer()
 
     async def _answer(self) -> None:
         """Send what the protocol wants to say by itself (pongs, the answer to a close)."""
@@ -227,7 +228,11 @@ async def _open_stream(url: str, tls: ssl.SSLContext | None, proxy: str | None) 
             stream = (await Proxy.from_url(proxy).connect(host, port)).anyio_stream
         if parts.scheme == "wss":
             context = tls or ssl.create_default_context()
-            stream = await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
+            try:
+                return await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
+            except BaseException:
+                await anyio.aclose_forcefully(stream)
+                raise
     return stream
 
 
