@@ -5,8 +5,9 @@ from pathlib import Path
 from meshlib.errors import InvalidValue
 from meshlib.store.memory import MemoryStore
 from meshlib.store.protocol import Store
+from meshlib.store.sqlite import SqliteStore
 
-__all__ = ["MemoryStore", "Store", "open_store"]
+__all__ = ["MemoryStore", "SqliteStore", "Store", "open_store"]
 
 
 def open_store(path: Path | str | None, passphrase: str | None = None) -> Store:
@@ -23,6 +24,4 @@ def open_store(path: Path | str | None, passphrase: str | None = None) -> Store:
         if passphrase is not None:
             raise InvalidValue("a passphrase seals a folder: name one, or leave the passphrase out")
         return MemoryStore()
-    from meshlib.store.sqlite import SqliteStore
-
-    return SqliteStore(Path(path), passphrase)
+    return SqliteStore(Path(path).expanduser(), passphrase)
