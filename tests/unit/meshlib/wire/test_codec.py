@@ -312,6 +312,51 @@ def test_nesting_in_unknown_members_is_bounded(depth: int) -> None:
         assert "nested deeper" in str(fault(raw))
 
 
+@pytest.mark.parametrize(
+    ("members", "key", "limit"),
+    [
+        (MESSAGE, "from", codec.MAX_NAME),
+        (MESSAGE, "to", codec.MAX_NAME),
+        (MESSAGE, "id", codec.MAX_ID),
+        (MESSAGE, "ts", codec.MAX_TEXT),
+        (KNOCK, "id", codec.MAX_ID),
+        ({**ENVELOPE, "type": "knock_accept"}, "knock_id", codec.MAX_ID),
+        ({**ENVELOPE, "type": "knock_reject"}, "reason", codec.MAX_TEXT),
+        ({**ENVELOPE, "type": "connect"}, "timestamp", codec.MAX_TEXT),
+        ({**ENVELOPE, "type": "connect"}, "token", codec.MAX_TOKEN),
+        ({**ENVELOPE, "type": "heartbeat"}, "from", codec.MAX_NAME),
+        ({**ENVELOPE, "type": "ack"}, "id", codec.MAX_ID),
+        ({**ENVELOPE, "type": "connected"}, "server_time", codec.MAX_TEXT),
+        ({**ENVELOPE, "state": "stored", "type": "receipt"}, "id", codec.MAX_ID),
+    ],
+)
+def test_every_text_is_read_at_its_limit_and_not_beyond(members: dict[str, Any], key: str, limit: int) -> None:
+    decode(text({**members, key: "é" * limit}))
+    assert f"{key} has at most {limit} characters" in str(fault(text({**members, key: "é" * (limit + 1)})))
+
+
+@pytest.mark.parametrize("kind", ["connect", "connected"])
+def test_features_are_read_at_their_limits_and_not_beyond(kind: str) -> None:
+    members = {**ENVELOPE, "type": kind}
+    decode(text({**members, "features": ["x" * codec.MAX_NAME] * codec.MAX_FEATURES}))
+    assert "at most 32 names" in str(fault(text({**members, "features": ["x"] * (codec.MAX_FEATURES + 1)})))
+    assert "at most 256 characters" in str(fault(text({**members, "features": ["x" * (codec.MAX_NAME + 1)]})))
+
+
+def test_a_type_is_read_at_its_limit_and_not_beyond() -> None:
+    assert decode(text({"type": "x" * codec.MAX_TEXT})) == Unknown("x" * codec.MAX_TEXT)
+    assert str(fault(text({"type": "x" * (codec.MAX_TEXT + 1)}))) == "type must be short text"
+
+
+def test_a_batch_is_read_at_its_limit_and_not_beyond() -> None:
+    entry = {"type": "ack", "id": "i"}
+    frame = decode(text({"type": "pending_messages", "messages": [entry] * codec.MAX_PENDING}))
+    assert isinstance(frame, PendingMessages)
+    assert len(frame.frames) == codec.MAX_PENDING
+    too_many = text({"type": "pending_messages", "messages": [entry] * (codec.MAX_PENDING + 1)})
+    assert str(fault(too_many)) == "pending_messages: messages must be a list of at most 4096 frames"
+
+
 def test_a_frame_of_a_mebibyte_is_read_and_one_byte_more_is_not() -> None:
     raw = text(MESSAGE)
     assert decode(raw + b" " * (codec.MAX_FRAME - len(raw))) == decode(raw)
