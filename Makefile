@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NPM    := interop/node_modules/.package-lock.json
+# Empty without a node that can run the TypeScript parts.
+NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv check style types fast test demo interop vectors coverage clean
+.PHONY: help venv npm check style types fast test demo interop vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,15 +15,29 @@ help: ## what can be made
 venv: $(STAMP) ## the virtual environment with everything for development
 
 $(STAMP): pyproject.toml
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the Python packages into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-npm: $(NPM)
+npm: $(NPM) ## the npm packages of the TypeScript peer
 
 $(NPM): interop/package.json interop/package-lock.json
+	@echo "installing the npm packages into interop/node_modules"
 	@cd interop && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+demo: venv $(if $(NODE),npm) ## agents in Python and TypeScript talk through a relay that sees ciphertext only
+	@$(BIN)/python -m demo
+
+test: venv $(if $(NODE),npm) ## everything: style, types, vectors, and all tests, with real processes in three runtimes
+	@failed=0; $(MAKE) --no-print-directory style types vectors || failed=1; \
+	test $$failed = 0 || echo "make test: style, types or vectors failed, see above; the tests run all the same" >&2; \
+	$(BIN)/pytest tests || failed=1; exit $$failed
+
+check: style types fast ## style, types and the fast tests: run before every commit
 
 style: venv
 	@$(BIN)/ruff format --check -q .
@@ -33,7 +49,16 @@ types: venv
 fast: venv
 	@$(BIN)/pytest -q -x -m 'not slow and not node' tests
 
-check: style types fast ## style, types and the fast tests: run before every commit
+interop: venv npm ## who talks to whom: every client on every relay and registry, as a table
+	@$(BIN)/python -m interop.matrix
 
-clean:
-	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis interop/node_modules
+vectors: venv ## every golden vector
+	@$(BIN)/python vectors/check.py vectors
+
+coverage: venv ## lines and branches the fast tests never reach
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'coverage>=7.10'
+	@$(BIN)/coverage run --branch --source=meshlib,mesh_relay,mesh_registry -m pytest -q -m 'not node' tests
+	@$(BIN)/coverage report --skip-covered --show-missing
+
+clean: ## remove everything the other targets made
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage interop/node_modules

@@ -77,8 +77,14 @@ class Peer:
     async def establish(self, peer: str) -> None:
         """Nothing: the first message knocks by itself."""
 
-    async def send(self, peer: str, payload: Any = None, bytes: str | None = None) -> None:  # noqa: A002 - the protocol's word
-        await self.client.send(peer, payload if bytes is None else base64.b64decode(bytes))
+    async def send(
+        self,
+        peer: str,
+        payload: Any = None,
+        bytes: str | None = None,  # noqa: A002 - the protocol's word
+        wait: str | None = None,
+    ) -> None:
+        await self.client.send(peer, payload if bytes is None else base64.b64decode(bytes), wait=wait)
 
     async def burst(self, peer: str, count: int, label: str = "") -> None:
         for n in range(count):
@@ -118,6 +124,8 @@ class Peer:
                     say(event="verified", **{"from": str(event.peer)})
                 case meshlib.KnockReceived():
                     say(event="knock", **{"from": str(event.peer)})
+                case meshlib.KnockAccepted():
+                    say(event="accepted", **{"from": str(event.peer)})
                 case meshlib.SessionLost():
                     say(event="error", kind="session_lost", **{"from": str(event.peer)}, detail=event.reason)
                 case meshlib.FaultFound():
