@@ -1,0 +1,161 @@
+"""How a registry is set up: command line first, then environment, then defaults. Reads nothing by itself.
+
+Every option ``--some-name`` has the environment variable ``MESH_REGISTRY_SOME_NAME``.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mesh_registry.buckets import Rate
+from mesh_registry.core import Policy
+from mesh_registry.oidc import Issuer
+
+ENVIRONMENT_PREFIX = "MESH_REGISTRY_"
+MEMORY = ":memory:"
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything ``mesh-registry serve`` can be told."""
+
+    host: str
+    port: int
+    """0 lets the system choose; the line on stdout says which."""
+    store: Path | None
+    """The SQLite file. None keeps everything in memory, gone at exit."""
+    policy: Policy
+    issuer: Issuer | None
+    """Whose tokens earn the tier ``verified``."""
+    max_agents: int
+    max_connections: int
+    """Connections at a time; beyond it answers are 503."""
+    trusted_proxies: str
+    """Addresses whose ``X-Forwarded-For`` is believed, comma-separated; ``*`` for all. Empty: none."""
+    log_level: LogLevel
+    log_format: LogFormat
+
+
+def default_store(environment: Mapping[str, str]) -> Path:
+    """Where the store lives if nobody says: the user's state folder, so that it does not depend on where one stands."""
+    state = environment.get("XDG_STATE_HOME") or ""
+    base = Path(state) if state.startswith("/") else Path(environment.get("HOME") or ".") / ".local" / "state"
+    return base / "mesh-registry" / "registry.db"
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str) -> Config:
+    """The configuration; a wrong one ends the program with status 2 and a sentence, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="mesh-registry",
+        description="The registry agents find each other by.",
+        epilog=f"Each option can also be set by an environment variable: --log-level is {ENVIRONMENT_PREFIX}LOG_LEVEL.",
+    )
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve")
+    serve = commands.add_parser("serve", help="serve until SIGTERM or SIGINT")
+    _add_options(serve, environment)
+    chosen = parser.parse_args(arguments)
+    if bool(chosen.oidc_issuer) != bool(chosen.oidc_audience):
+        serve.error("--oidc-issuer and --oidc-audience belong together")
+    return Config(
+        host=chosen.host,
+        port=chosen.port,
+        store=None if chosen.store == MEMORY else Path(chosen.store) if chosen.store else default_store(environment),
+        policy=Policy(
+            allow_legacy=chosen.allow_legacy,
+            verify_tokens=bool(chosen.oidc_issuer),
+            discoverable_for=chosen.discoverable_days * 86_400.0,
+            keys_per_target=chosen.keys_per_target,
+            keys_per_requester=chosen.keys_per_requester,
+        ),
+        issuer=Issuer(chosen.oidc_issuer, chosen.oidc_audience) if chosen.oidc_issuer else None,
+        max_agents=chosen.max_agents,
+        max_connections=chosen.max_connections,
+        trusted_proxies=chosen.trusted_proxies,
+        log_level=chosen.log_level,
+        log_format=chosen.log_format,
+    )
+
+
+def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    def preset(name: str, default: str) -> str:
+        return environment.get(ENVIRONMENT_PREFIX + name.upper().replace("-", "_"), default)
+
+    # argparse passes text defaults through the option's type, so what the environment says is checked as well.
+    serve.add_argument("--host", default=preset("host", "127.0.0.1"))
+    serve.add_argument("--port", type=_port, default=preset("port", "8082"), help="0: any free one")
+    serve.add_argument(
+        "--store",
+        default=preset("store", ""),
+        help=f"SQLite file; {MEMORY} keeps nothing (default: in the state folder)",
+    )
+    serve.add_argument(
+        "--allow-legacy",
+        action=argparse.BooleanOptionalAction,
+        default=_flag(preset("allow-legacy", "")),
+        help="admit agt-4 agents, which prove nothing, outside did:mesh:",
+    )
+    serve.add_argument("--discoverable-days", type=_number, default=preset("discoverable-days", "30"))
+    serve.add_argument(
+        "--keys-per-target",
+        type=_rate,
+        default=preset("keys-per-target", "100/2"),
+        metavar="BURST/PER_SECOND",
+        help="one-time keys handed out per agent",
+    )
+    serve.add_argument(
+        "--keys-per-requester", type=_rate, default=preset("keys-per-requester", "2000/50"), metavar="BURST/PER_SECOND"
+    )
+    serve.add_argument("--oidc-issuer", default=preset("oidc-issuer", ""), help="identity provider for verification")
+    serve.add_argument("--oidc-audience", default=preset("oidc-audience", ""))
+    serve.add_argument("--max-agents", type=_count, default=preset("max-agents", "1000000"))
+    serve.add_argument("--max-connections", type=_count, default=preset("max-connections", "10000"))
+    serve.add_argument("--trusted-proxies", default=preset("trusted-proxies", ""), help="believed for X-Forwarded-For")
+    serve.add_argument(
+        "--log-level", type=_one_of("debug", "info", "warning", "error"), default=preset("log-level", "info")
+    )
+    serve.add_argument("--log-format", type=_one_of("text", "json"), default=preset("log-format", "text"))
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port")
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if 0 < number < 1e6:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+
+
+def _rate(text: str) -> Rate:
+    burst, _, per_second = text.partition("/")
+    return Rate(_number(burst), _number(per_second))
+
+
+def _flag(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")
+
+
+def _one_of(*choices: str) -> "type[str]":
+    def check(text: str) -> str:
+        if text.lower() in choices:
+            return text.lower()
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+
+    return check  # type: ignore[return-value]

@@ -1,0 +1,216 @@
+"""Signatures that authenticate requests: how they are read, how long they live, and that each serves once.
+
+``Authorization`` signs a bare timestamp: whoever sees one could use it for any other request for five minutes. So a
+signature belongs to the first request it came with: the same request again is answered as before, another one is
+refused. The second header, ``Mesh-Request-Signature``, signs the whole request and makes that moot.
+"""
+
+import hashlib
+import heapq
+from dataclasses import dataclass
+
+from mesh_registry.bodies import SIGNATURE_SIZE, decode
+from mesh_registry.refusal import Refusal, unauthenticated, unavailable
+from mesh_registry.verbs import Proof
+from meshlib.crypto.keys import Ed25519Public
+from meshlib.errors import InvalidValue, NotAuthentic
+from meshlib.identity import Did, bound_request_statement, timestamp_statement, verify_proof
+from meshlib.wire.encoding import parse_timestamp, timestamp
+
+WINDOW = 300.0
+"""Seconds a proof may be older or newer than our clock."""
+
+MAX_AUTHORIZATION = 1024
+"""Characters. DID, timestamp and signature make some 170."""
+
+MAX_REMEMBERED = 500_000
+"""Proofs remembered at a time: 1,600 signed requests a second for five minutes, in some 200 MiB."""
+
+SCHEME = "Ed25519-Timestamp"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An ``Authorization`` header, parsed; not yet verified. ``bound`` is the signature over the whole request."""
+
+    did: str
+    timestamp: str
+    moment: float
+    signature: bytes
+    bound: bytes | None
+
+
+def parse_credentials(authorization: str, bound: str | None) -> Credentials:
+    """Read the header ``Ed25519-Timestamp <did> <ISO timestamp> <base64url signature>``.
+
+    Raises:
+        Refusal: 401, saying what is wrong with it.
+    """
+    if len(authorization) > MAX_AUTHORIZATION or len(bound or "") > MAX_AUTHORIZATION:
+        raise unauthenticated(f"Authorization has more than {MAX_AUTHORIZATION} characters")
+    scheme, *parts = authorization.split(" ")
+    if scheme != SCHEME or len(parts) != 3:
+        raise unauthenticated(f"Authorization must read: {SCHEME} <did> <ISO timestamp> <base64url signature>")
+    did, moment, signature = parts
+    try:
+        return Credentials(
+            did,
+            moment,
+            parse_timestamp(moment),
+            decode(signature, "the signature", SIGNATURE_SIZE),
+            None if bound is None else decode(bound, "Mesh-Request-Signature", SIGNATURE_SIZE),
+        )
+    except InvalidValue as error:
+        raise unauthenticated(f"Authorization: {error}") from error
+    except Refusal as error:
+        raise unauthenticated(f"Authorization: {error.detail}") from error
+
+
+def check_moment(moment: float, utc: float) -> None:
+    """Refuse a proof outside the window, telling our time, so that whoever has the wrong one can correct it.
+
+    Raises:
+        Refusal: 401.
+    """
+    if abs(utc - moment) > WINDOW:
+        age = utc - moment
+        side = f"{age:.0f} s old" if age > 0 else f"{-age:.0f} s in the future"
+        raise unauthenticated(
+            f"the timestamp is {side}, at most {WINDOW:.0f} s are accepted; the registry's time is {timestamp(utc)}"
+        )
+
+
+def check_signature(key: bytes, credentials: Credentials) -> None:
+    """Check the signature over the bare timestamp.
+
+    Raises:
+        Refusal: 401.
+    """
+    try:
+        verify_proof(Ed25519Public(key), timestamp_statement(credentials.timestamp), credentials.signature)
+    except NotAuthentic as error:
+        raise unauthenticated("the signature does not verify") from error
+
+
+def check_bound_signature(key: bytes, credentials: Credentials, method: str, target: str, body: bytes) -> None:
+    """Check the signature over the whole request, if there is one.
+
+    Raises:
+        Refusal: 401.
+    """
+    if credentials.bound is None:
+        return
+    statement = bound_request_statement(Did(credentials.did), credentials.timestamp, method, target, body)
+    try:
+        verify_proof(Ed25519Public(key), statement, credentials.bound)
+    except NotAuthentic as error:
+        raise unauthenticated("Mesh-Request-Signature does not verify for this method, target and body") from error
+
+
+def fingerprint(method: str, target: str, body: bytes) -> bytes:
+    """What tells one request from another, 16 bytes."""
+    digest = hashlib.blake2b(f"{method}\n{target}\n".encode(), digest_size=16)
+    digest.update(body)
+    return digest.digest()
+
+
+def request_proof(credentials: Credentials, method: str, target: str, body: bytes) -> Proof:
+    """The proof a request uses up: the signature over the request if there is one, else that over the timestamp."""
+    signature = credentials.signature if credentials.bound is None else credentials.bound
+    digest = hashlib.blake2b(
+        f"{credentials.did}\n{credentials.timestamp}\n".encode() + signature, digest_size=16
+    ).digest()
+    return Proof(digest, fingerprint(method, target, body), credentials.moment + WINDOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a request was answered, kept to be said again."""
+
+    status: int
+    body: bytes
+
+
+class UsedProofs:
+    """Proofs that have been used, and what for. Entries leave when they expire; a full memory refuses newcomers."""
+
+    def __init__(self, limit: int = MAX_REMEMBERED) -> None:
+        self._limit = limit
+        self._entries: dict[bytes, tuple[bytes, Reply | None]] = {}
+        self._expiry: list[tuple[float, bytes]] = []
+        self._finished: set[bytes] = set()
+        self._registering: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def restore(self, proof: Proof) -> None:
+        """Remember a proof used before a restart. Its reply is lost."""
+        self._add(proof)
+        self._finished.add(proof.digest)
+
+    def repeated(self, proof: Proof) -> Reply | None:
+        """The reply to say again, when the same request has been carried out under this proof."""
+        used_for, reply = self._entries.get(proof.digest, (b"", None))
+        return reply if used_for == proof.fingerprint else None
+
+    def use(self, proof: Proof, *, after_registering: bool = False) -> None:
+        """Use a proof for a change. Carry the change out, then call :meth:`finish`, or :meth:`release` if it failed.
+
+        Args:
+            after_registering: the change may follow a registration under the same proof.
+        Raises:
+            Refusal: 401 when it was used for another request, 409 or 503 when the same one is done or being done
+                and there is no reply to repeat, 503 when too many are remembered.
+        """
+        known = self._entries.get(proof.digest)
+        if after_registering and proof.digest in self._registering:
+            self._registering.discard(proof.digest)
+            self._finished.discard(proof.digest)
+            known = None
+        if known is None:
+            if len(self._entries) >= self._limit:
+                raise unavailable("too many signed requests at the moment", 30)
+            self._add(proof)
+            return
+        if known[0] != proof.fingerprint:
+            raise unauthenticated("this signature has been used for another request: sign each request anew")
+        if proof.digest in self._finished:
+            raise Refusal(409, "this very request has been carried out before")
+        raise unavailable("this very request is being carried out")
+
+    def spend(self, proof: Proof, *, registering: bool = False) -> bool:
+        """Use up a proof a request carried without needing it. Whether it was fresh.
+
+        Args:
+            registering: it came with a registration, which another request may follow under the same proof.
+        """
+        if proof.digest in self._entries or len(self._entries) >= self._limit:
+            return False
+        self._add(proof)
+        self._finished.add(proof.digest)
+        if registering:
+            self._registering.add(proof.digest)
+        return True
+
+    def finish(self, proof: Proof, reply: Reply | None) -> None:
+        """The change has been carried out and answered."""
+        if proof.digest in self._entries:
+            self._entries[proof.digest] = (proof.fingerprint, reply)
+            self._finished.add(proof.digest)
+
+    def release(self, proof: Proof) -> None:
+        """The change has not been carried out: the same request may come again."""
+        self._entries.pop(proof.digest, None)
+
+    def expire(self, utc: float) -> None:
+        """Forget what could not be used any more anyway."""
+        while self._expiry and self._expiry[0][0] < utc:
+            _, digest = heapq.heappop(self._expiry)
+            self._entries.pop(digest, None)
+            self._finished.discard(digest)
+            self._registering.discard(digest)
+
+    def _add(self, proof: Proof) -> None:
+        self._entries[proof.digest] = (proof.fingerprint, None)
+        heapq.heappush(self._expiry, (proof.expires, proof.digest))

@@ -1,0 +1,1 @@
+"""Where the registry keeps its agents: one protocol, a store in memory and one on SQLite."""

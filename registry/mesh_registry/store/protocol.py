@@ -1,0 +1,92 @@
+"""What a store promises. Each verb is one transaction: done and durable when it returns, or not done at all."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from mesh_registry.verbs import (
+    Account,
+    Agent,
+    Bundle,
+    Delete,
+    Discover,
+    MarkVerified,
+    Page,
+    Proof,
+    PutPrekeys,
+    PutRefused,
+    Rate,
+    RecordSession,
+    Register,
+    Registered,
+    TakePrekeys,
+    TooSoon,
+    Touch,
+    Update,
+)
+
+TOTAL_BOUND = 1000
+"""A discovery counts matches up to here, so that its cost stays flat however many agents there are."""
+
+
+class StoreBusy(Exception):
+    """More changes wait than the store is willing to queue: try again in a moment. Nothing has changed."""
+
+
+class StoreFailed(Exception):
+    """The disk refused the change. Nothing has changed."""
+
+
+class RegistryStore(Protocol):
+    """Agents, prekeys and used proofs.
+
+    Every change made by a caller also records its proof as used and moves the caller's latches, in the same
+    transaction. Raises :class:`StoreBusy` and :class:`StoreFailed`.
+    """
+
+    async def account(self, did: str) -> Account | None:
+        """What authentication needs, or None when there is no such agent."""
+
+    async def find(self, did: str) -> Agent | None:
+        """The public record."""
+
+    async def discover(self, query: Discover) -> Page:
+        """Exact matches, freshest first. The cost depends on the limit, not on the number of agents."""
+
+    async def used_proofs(self, now: float) -> list[Proof]:
+        """Proofs still valid that changed something, so that a restart opens no window for their replay."""
+
+    async def register(self, change: Register) -> Registered:
+        """``created``; ``exists``: the DID is taken; ``replayed``: its proof was used, the agent deleted; ``full``."""
+
+    async def update(self, change: Update) -> Agent | None:
+        """The changed record, or None when there is no such agent."""
+
+    async def delete(self, change: Delete) -> bool:
+        """Whether there was something to delete. Its prekeys go with it."""
+
+    async def put_prekeys(self, change: PutPrekeys) -> int | PutRefused:
+        """How many one-time keys there are now. A merge neither drops nor brings back a key that was taken."""
+
+    async def take_prekeys(self, change: TakePrekeys) -> Bundle | None:
+        """The bundle, or None when none is published. A one-time key is handed out once, whatever happens."""
+
+    async def touch(self, change: Touch) -> float | TooSoon | None:
+        """When the agent was last seen now, how long to wait, or None when there is no such agent."""
+
+    async def rate(self, change: Rate) -> float | None:
+        """The reputation afterwards, or None when there is no such agent."""
+
+    async def record_session(self, change: RecordSession) -> Mapping[str, float]:
+        """The reputations afterwards of those participants that are registered."""
+
+    async def mark_verified(self, change: MarkVerified) -> Agent | None:
+        """The changed record, or None when there is no such agent."""
+
+    async def count(self) -> int:
+        """How many agents are registered."""
+
+    async def sweep(self, now: float) -> None:
+        """Forget proofs that are no longer valid anyway."""
+
+    async def close(self) -> None:
+        """Finish what waits, then let go of the disk."""
