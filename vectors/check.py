@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check files of test vectors: ``python vectors/check.py PATH...``
 
-PATH is a file, or a folder that is searched for ``*.json``. One line per file says ``passed`` or ``failed``; a failed
-file lists what failed. The exit status is 0 when every file passed, 1 when one failed, 2 for a wrong call.
+PATH is a file, or a folder that is searched for ``*.json``. One line per file says ``passed``, or ``failed`` and what
+failed. The exit status is 0 when every file passed, 1 when one failed, 2 for a wrong call.
 
 A file fails when a test fails, and also when nothing could be checked: it is unreadable, not in the format of
 vectors/README.md, empty, of an unknown type, or says another number of tests than it holds.
@@ -180,20 +180,26 @@ def find(paths: Sequence[Path]) -> Iterator[Path | Report]:
             yield Report(path, failures=(Failure("holds no vector files"),))
 
 
-def describe(report: Report, *, colour: bool) -> str:
-    """One line for people; a failed file adds a line for each of its first failures."""
+def describe(report: Report, *, terminal: bool) -> str:
+    """One line; on a terminal in colour, and with the first failures on lines of their own."""
     verdict = "passed" if report.passed else "failed"
-    if colour:
+    if terminal:
         verdict = f"\x1b[{32 if report.passed else 31}m{verdict}\x1b[0m"
     counts = ", ".join(f"{kind} {count}" for kind, count in report.types.items())
     line = f"{verdict} {report.path} {report.tests} tests" + (f" ({counts})" if counts else "")
     if report.passed:
         return line
     if report.failures[0].tc_id is None:
-        return f"{line}: {report.failures[0].reason}"
-    ids = ",".join(str(failure.tc_id) for failure in report.failures)
-    reasons = [f"    tcId {f.tc_id} {f.type}: {f.reason}" for f in report.failures[:SHOWN_FAILURES]]
-    return "\n".join((f"{line}: {len(report.failures)} failed, tcId {ids}", *reasons))
+        return f"{line}: {_one_line(report.failures[0].reason)}"
+    reasons = [f"tcId {f.tc_id} {f.type}: {_one_line(f.reason)}" for f in report.failures[:SHOWN_FAILURES]]
+    hidden = [str(failure.tc_id) for failure in report.failures[SHOWN_FAILURES:]]
+    if hidden:
+        reasons.append(f"and tcId {', '.join(hidden)}")
+    return f"{line}: {len(report.failures)} failed" + "".join(("\n    " if terminal else "; ") + r for r in reasons)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def as_json(report: Report) -> str:
@@ -212,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a vector file, or a folder of them")
     parser.add_argument("--json", action="store_true", help="one JSON object per file")
     options = parser.parse_args(arguments)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     everything_passed = True
     for found in find(options.paths):
         report = check_file(found) if isinstance(found, Path) else found
         everything_passed &= report.passed
-        print(as_json(report) if options.json else describe(report, colour=colour), flush=True)
+        print(as_json(report) if options.json else describe(report, terminal=terminal), flush=True)
     return 0 if everything_passed else 1
 
 

@@ -211,6 +211,18 @@ def test_one_bad_file_among_good_ones_fails_the_run(
     assert verdicts == ["passed", "failed", "passed"]
 
 
+def test_a_failed_file_takes_one_line_with_ids_and_reasons(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = small["testGroups"][0]
+    wrong = [{**group["tests"][0], "tcId": number, "iso": "a\nb"} for number in range(1, 9)]
+    path = write(tmp_path, {**small, "numberOfTests": 8, "testGroups": [{**group, "tests": wrong}]})
+    assert main([str(path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"failed {path} 8 tests (IsoTimestamp 8): 8 failed; tcId 1 IsoTimestamp: ")
+    assert line.endswith("and tcId 6, 7, 8")
+
+
 def test_machines_get_json(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small["testGroups"][0]["tests"][0]["iso"] = "yesterday"
     path = write(tmp_path, small)

@@ -24,7 +24,7 @@ EXPECTED_TYPES = {
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_vector_file_passes(path: Path) -> None:
     report = check_file(path)
-    assert report.passed, describe(report, colour=False)
+    assert report.passed, describe(report, terminal=False)
     assert report.tests > 0
 
 
