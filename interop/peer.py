@@ -30,8 +30,11 @@ class Peer:
         self._tasks = tasks
         self._config = ClientConfig()
         self._client: MeshClient | None = None
+        self._settled = anyio.Event()
+        """Connected, or failed to."""
         self._leave = anyio.Event()
         self._left = anyio.Event()
+        self._problem: Exception | None = None
 
     @property
     def client(self) -> MeshClient:
@@ -58,7 +61,11 @@ class Peer:
 
     async def connect(self) -> dict[str, Any]:
         if self._client is None:
-            await self._tasks.start(self._online)
+            self._settled, self._leave, self._problem = anyio.Event(), anyio.Event(), None
+            self._tasks.start_soon(self._online)
+            await self._settled.wait()
+            if self._problem is not None:
+                raise self._problem
         return {"did": str(self.client.did)}
 
     async def disconnect(self) -> None:
@@ -93,19 +100,22 @@ class Peer:
     async def stats(self) -> dict[str, Any]:
         return {"connected": self._client is not None, "python": platform.python_version()}
 
-    async def _online(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        self._leave, self._left = anyio.Event(), anyio.Event()
+    async def _online(self) -> None:
+        self._left = anyio.Event()
         try:
             async with MeshClient(self._config) as client, anyio.create_task_group() as tasks:
                 self._client = client
                 say(event="connected", did=str(client.did), features=sorted(client.features))
                 tasks.start_soon(self._report_messages, client)
                 tasks.start_soon(self._report_events, client)
-                task_status.started()
+                self._settled.set()
                 await self._leave.wait()
                 tasks.cancel_scope.cancel()
+        except meshlib.MeshError as problem:
+            self._problem = problem
         finally:
             self._client = None
+            self._settled.set()
             self._left.set()
 
     async def _report_messages(self, client: MeshClient) -> None:
