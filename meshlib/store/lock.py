@@ -54,7 +54,6 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_FILE
-        self._pid = os.getpid()
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except OSError as error:
@@ -77,15 +76,14 @@ class FolderLock:
     @property
     def held(self) -> bool:
         """Whether this very process holds the folder. A forked child answers no."""
-        return self._file is not None and self._pid == os.getpid()
+        return self._file is not None
 
     def release(self) -> None:
         """Let the next one in. May be called twice."""
         file, self._file = self._file, None
         if file is not None:
-            if self._pid == os.getpid():
-                with contextlib.suppress(OSError):  # the text is only a hint
-                    os.ftruncate(file, 0)
+            with contextlib.suppress(OSError):  # the text is only a hint
+                os.ftruncate(file, 0)
             os.close(file)
 
     def forget(self) -> None:

@@ -311,6 +311,37 @@ def test_sessions_keep_their_order_when_it_changes(shelf: Shelf) -> None:
     assert shelf.load().peers[full.did] == without_candidate_sessions(turned)
 
 
+def test_open_store_notices_whatever_differs_from_its_rows(shelf: Shelf) -> None:
+    """The same objects in another order, and other bytes under a known id."""
+    store = shelf.open()
+    full = replace(peer(), candidates=())
+    store.save(
+        Changes(peers={full.did: full}, outbox={message(1): outgoing(1)}, inbox={(OLD_PEER, message(1)): received(1)})
+    )
+    turned = replace(full, strands=full.strands[::-1])
+    other_out = replace(outgoing(1), payload=b'"other"')
+    other_in = replace(received(1), payload=b'"other"')
+    store.save(
+        Changes(peers={full.did: turned}, outbox={message(1): other_out}, inbox={(OLD_PEER, message(1)): other_in})
+    )
+    state = shelf.load()
+    assert (state.peers, state.outbox, state.inbox) == ({full.did: turned}, (other_out,), (other_in,))
+    moved = replace(other_out, peer=PEERS[0].did)
+    store = shelf.open()
+    store.load()
+    store.save(Changes(outbox={message(1): moved}))
+    assert shelf.load().outbox == (moved,)
+
+
+def test_file_does_not_grow_with_ids_that_are_not_kept(disk: Shelf) -> None:
+    for start in range(0, 4 * KEEP_SEEN, 20):
+        disk.save(Changes(seen=[(OLD_PEER, message(start + number)) for number in range(20)]))
+    assert disk.folder is not None
+    with closing(sqlite3.connect(disk.folder / DATABASE_FILE)) as connection:
+        (rows,) = connection.execute("SELECT count(*) FROM seen").fetchone()
+    assert KEEP_SEEN <= rows <= KEEP_SEEN + 20
+
+
 def test_signed_prekeys_are_replaced_as_a_whole(shelf: Shelf) -> None:
     shelf.save(everything())
     shelf.save(Changes(signed_prekeys=(DatedPrekey(SIGNED[2], 5.0), DatedPrekey(SIGNED[1], 4.0))))

@@ -231,7 +231,7 @@ def test_failure_while_filling_makes_no_database(tmp_path: Path) -> None:
 
 def test_empty_file_is_damage_and_never_a_new_identity(tmp_path: Path) -> None:
     (tmp_path / DATABASE_FILE).touch()
-    with pytest.raises(StoreError, match="empty"):
+    with pytest.raises(StoreError, match="is empty: restore"):
         opened(tmp_path)
     assert (tmp_path / DATABASE_FILE).stat().st_size == 0
 
