@@ -55,19 +55,19 @@ SWEEP_INTERVAL = 60.0
 MAX_REPLY_KEPT = 4096
 """Bytes of an answer kept to be repeated. Longer ones (an agent full of metadata) are answered 409 the second time."""
 
-ROUTES = (
+ROUTES = (  # tried in this order, so the busiest come first
+    ("GET", "/v1/agents/{did}/prekeys", Endpoint.GET_PREKEYS),
+    ("PUT", "/v1/agents/{did}/prekeys", Endpoint.PUT_PREKEYS),
+    ("GET", "/v1/discover", Endpoint.DISCOVER),
     ("POST", "/v1/agents", Endpoint.REGISTER),
     ("GET", "/v1/agents/{did}", Endpoint.GET_AGENT),
     ("PUT", "/v1/agents/{did}", Endpoint.UPDATE),
     ("DELETE", "/v1/agents/{did}", Endpoint.DELETE),
-    ("PUT", "/v1/agents/{did}/prekeys", Endpoint.PUT_PREKEYS),
-    ("GET", "/v1/agents/{did}/prekeys", Endpoint.GET_PREKEYS),
     ("GET", "/v1/agents/{did}/presence", Endpoint.PRESENCE),
     ("POST", "/v1/agents/{did}/heartbeat", Endpoint.HEARTBEAT),
     ("POST", "/v1/agents/{did}/reputation", Endpoint.REPUTATION),
     ("POST", "/v1/registry/reputation/session", Endpoint.SESSION),
     ("POST", "/v1/registry/verify", Endpoint.VERIFY),
-    ("GET", "/v1/discover", Endpoint.DISCOVER),
 )
 
 

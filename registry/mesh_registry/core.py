@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import TypeAlias
 from urllib.parse import parse_qsl
 
+from msgspec import Struct
+
 from mesh_registry.bodies import (
     MAX_BODY,
     MAX_CAPABILITY,
@@ -123,8 +125,7 @@ _CHANGES = frozenset(Endpoint) - {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One HTTP request as the shell hands it over.
 
     ``target`` is path and query exactly as sent; ``did`` is the path's DID, decoded, or empty; ``requester`` tells
@@ -142,8 +143,7 @@ class Request:
     requester: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckToken:
+class CheckToken(Struct, frozen=True):
     """Ask the identity provider's keys about a token, then run :meth:`Core.verified`."""
 
     caller: Caller

@@ -7,7 +7,8 @@ refused. The second header, ``Mesh-Request-Signature``, signs the whole request 
 
 import hashlib
 import heapq
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mesh_registry.bodies import SIGNATURE_SIZE, decode
 from mesh_registry.refusal import Refusal, unauthenticated, unavailable
@@ -29,8 +30,7 @@ MAX_REMEMBERED = 500_000
 SCHEME = "Ed25519-Timestamp"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """An ``Authorization`` header, parsed; not yet verified. ``bound`` is the signature over the whole request."""
 
     did: str
@@ -123,8 +123,7 @@ def request_proof(credentials: Credentials, method: str, target: str, body: byte
     return Proof(digest, fingerprint(method, target, body), credentials.moment + WINDOW)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What a request was answered, kept to be said again."""
 
     status: int

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ class _Found(msgspec.Struct):
     did: str
     capabilities: msgspec.Raw
     reputation_score: float
-    last_seen: str
+    last_seen: datetime
     online: bool
 
 
@@ -37,7 +38,7 @@ def page(found: Page, utc: float, online_for: float) -> bytes:
             agent.did,
             msgspec.Raw(agent.capabilities.encode()),
             agent.reputation,
-            timestamp(agent.last_seen),
+            datetime.fromtimestamp(agent.last_seen, UTC),  # printed by msgspec: a tenth of what timestamp() costs
             utc - agent.last_seen < online_for,
         )
         for agent in found.found

@@ -4,9 +4,10 @@ A verb is one whole transaction. Keys are raw bytes that the core has checked, t
 and metadata are JSON text that the core has validated and nobody below it looks into.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 INITIAL_REPUTATION = 0.5
 MAX_ONE_TIME_KEYS = 200
@@ -21,8 +22,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """A used signature: ``fingerprint`` says for which request, ``expires`` until when it would be valid."""
 
     digest: bytes
@@ -30,8 +30,7 @@ class Proof:
     expires: float
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """Who sent an authenticated request. ``bound``: the signature covered the whole request."""
 
     did: str
@@ -39,8 +38,7 @@ class Caller:
     proof: Proof
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Struct, frozen=True):
     """What authentication needs to know of an agent.
 
     ``signing_key`` (Ed25519) is None for a legacy agent that has published no prekeys yet. ``bound`` and ``signs``
@@ -55,8 +53,7 @@ class Account:
     signs: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(Struct, frozen=True):
     """Everything public about an agent except its prekeys."""
 
     did: str
@@ -78,8 +75,7 @@ class Agent:
     one_time_keys_left: int
 
 
-@dataclass(frozen=True, slots=True)
-class SignedPrekey:
+class SignedPrekey(Struct, frozen=True):
     """A signed prekey as it is published."""
 
     key_id: int
@@ -87,16 +83,14 @@ class SignedPrekey:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OneTimePrekey:
+class OneTimePrekey(Struct, frozen=True):
     """A one-time prekey as it is published."""
 
     key_id: int
     public_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(Struct, frozen=True):
     """What a peer needs to open a session. ``one_time`` has been taken: nobody gets it again."""
 
     agreement_key: bytes
@@ -105,8 +99,7 @@ class Bundle:
     one_time: OneTimePrekey | None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """One agent a discovery found."""
 
     did: str
@@ -115,8 +108,7 @@ class Found:
     last_seen: float
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """The freshest agents found, and how many there are (counted up to a bound)."""
 
     found: tuple[Found, ...]
@@ -126,22 +118,19 @@ class Page:
 # --- verbs that read ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class FindAgent:
+class FindAgent(Struct, frozen=True):
     """The public record of an agent."""
 
     did: str
 
 
-@dataclass(frozen=True, slots=True)
-class FindPresence:
+class FindPresence(Struct, frozen=True):
     """When an agent was last seen."""
 
     did: str
 
 
-@dataclass(frozen=True, slots=True)
-class Discover:
+class Discover(Struct, frozen=True):
     """The freshest agents with exactly this capability, leaving out those not seen since ``seen_since``."""
 
     capability: str
@@ -152,8 +141,7 @@ class Discover:
 # --- verbs that change ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Struct, frozen=True):
     """A new agent. Fails when the DID is taken, or its proof has been used before."""
 
     did: str
@@ -167,8 +155,7 @@ class Register:
     proof: Proof | None
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(Struct, frozen=True):
     """The owner changes what the agent says about itself; None leaves a part as it is."""
 
     caller: Caller
@@ -177,15 +164,13 @@ class Update:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     """The owner removes the agent."""
 
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class PutPrekeys:
+class PutPrekeys(Struct, frozen=True):
     """The owner publishes prekeys.
 
     ``caller`` is None for a legacy agent that signs no requests; then the signed prekey must be one never seen from
@@ -202,8 +187,7 @@ class PutPrekeys:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class TakePrekeys:
+class TakePrekeys(Struct, frozen=True):
     """Fetch a bundle and, if allowed, take a one-time prekey out of the last few or only out of the rest."""
 
     did: str
@@ -211,8 +195,7 @@ class TakePrekeys:
     last_ones: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Touch:
+class Touch(Struct, frozen=True):
     """The owner says that it is there; refused within ``interval`` seconds of the last time."""
 
     caller: Caller
@@ -220,8 +203,7 @@ class Touch:
     interval: float
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """Another agent's rating moves the average."""
 
     caller: Caller
@@ -229,8 +211,7 @@ class Rate:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class RecordSession:
+class RecordSession(Struct, frozen=True):
     """A participant reports how a session ended."""
 
     caller: Caller
@@ -241,8 +222,7 @@ class RecordSession:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class MarkVerified:
+class MarkVerified(Struct, frozen=True):
     """An identity provider vouches for the agent's owner."""
 
     caller: Caller
@@ -266,8 +246,7 @@ class PutRefused(StrEnum):
     SEEN = "an unsigned request must bring a new signed prekey: this one has been published before"
 
 
-@dataclass(frozen=True, slots=True)
-class TooSoon:
+class TooSoon(Struct, frozen=True):
     """The verb may be repeated in ``wait`` seconds."""
 
     wait: float
