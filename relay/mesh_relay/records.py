@@ -95,6 +95,13 @@ class Work(NamedTuple):
     page_frames: int = 0
     page_bytes: int = 0
 
+    @property
+    def due(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(
+            self.frames or self.removals or self.credentials or self.proofs or self.sweep is not None or self.loads
+        )
+
 
 class Removed(NamedTuple):
     """A frame that is not stored any more."""

@@ -209,7 +209,7 @@ class RelayServer:
             self._work, self._urgent = trio.Event(), trio.Event()
             work = self._core.take_work(self._clock())
             try:
-                done = await self._transact(work)
+                done = await self._transact(work) if work.due else Done()
             except StoreError as error:
                 log.error("commit_failed", extra={"fields": {"error": str(error)}})
                 self._storage.commit_failures += 1

@@ -1,0 +1,689 @@
+"""Routing, keeping, acking and replaying, one transition at a time: pitfalls 4, 22 to 28."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mesh_relay.core import Link
+
+from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, Relay, ack, connect_frame, dump, message
+
+FEATURES = ["receipts", "challenge"]
+FETCH = dump({"v": 1, "type": "fetch_pending", "from": BOB.did})
+
+
+@pytest.fixture
+def relay() -> Relay:
+    return Relay()
+
+
+def test_a_live_frame_is_forwarded_byte_for_byte(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    frame = b' { "type" :"message","to":"%s", "from":"%s","id":"1","x":"\xe2\x80\xa8", "n":1.0 }' % (
+        BOB.did.encode(),
+        ALICE.did.encode(),
+    )
+    relay.say(alice, frame)
+    assert relay.raw[bob] == [frame]
+
+
+@pytest.mark.parametrize("kind", ["message", "knock", "knock_accept", "knock_reject"])
+def test_all_routed_types_travel_and_wait(relay: Relay, kind: str) -> None:
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "1", kind=kind))
+    relay.commit()
+    bob = relay.join(BOB)
+    relay.commit()
+    assert [frame["type"] for frame in relay.got[bob]] == [kind]
+
+
+def test_a_missing_from_is_stamped(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.got[bob][0]["from"] == ALICE.did
+
+
+def test_a_foreign_from_is_dropped_with_an_error(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", sender=CAROL.did))
+    assert relay.got[bob] == []
+    assert relay.got[alice] == [{"type": "error", "detail": "from is not the DID of this connection", "id": "1"}]
+
+
+BAD_FRAMES = [
+    b"[1,2]",
+    b"null",
+    b"17",
+    b'"text"',
+    b"",
+    b"\xff\xfe",
+    b'{"type":"message","to":{}}',
+    b'{"type":"message"}',
+    dump({"type": "message", "to": BOB.did}),
+    dump({"type": "message", "to": BOB.did, "id": ""}),
+    dump({"type": "message", "to": BOB.did, "id": "x" * 129}),
+    dump({"type": "message", "to": BOB.did, "id": 5}),
+    dump({"type": "message", "to": "bob", "id": "1"}),
+    dump({"type": "message", "to": "did:x:" + "y" * 300, "id": "1"}),
+    dump({"type": "message", "to": "did:x:a b", "id": "1"}),
+    dump({"type": "message", "id": "1"}),
+    dump({"type": "message", "to": BOB.did, "id": "1", "from": None}),
+    dump({"type": "ack"}),
+    dump({"type": "unheard of"}),
+    dump({"type": None}),
+    dump({}),
+    b'{"type":"message","to":"did:x:y","id":"1","x":NaN}',
+    b"[" * 100_000,
+    connect_frame(ALICE, 0.0),
+]
+
+
+@pytest.mark.parametrize("frame", BAD_FRAMES)
+def test_a_bad_frame_gets_an_error_and_costs_nothing_else(relay: Relay, frame: bytes) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, frame, message(BOB.did, "good"))
+    assert relay.closed == {}
+    assert len(relay.errors(alice)) == 1
+    assert relay.ids(bob) == ["good"]
+    assert relay.core.kept[0] == 1
+
+
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_arbitrary_bytes_never_raise_nor_reach_anyone(frames: list[bytes]) -> None:
+    relay = Relay()
+    alice, bob, stranger = relay.join(ALICE), relay.join(BOB), relay.open()
+    relay.say(alice, *frames)
+    relay.say(stranger, *frames)
+    relay.commit()
+    assert relay.got[bob] == []
+    assert set(relay.closed) <= {stranger}
+    assert relay.core.kept == (0, 0, 0)
+
+
+# --- keeping and replaying --------------------------------------------------------------------------------------------
+
+
+def test_a_frame_forwarded_live_is_kept_until_it_is_acked(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.say(bob, ack("1"))
+    relay.commit()
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.commit()
+    assert relay.ids(again) == ["2"]
+
+
+def test_a_frame_acked_before_its_commit_never_reaches_the_inbox(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(bob, ack("1"))
+    work = relay.core.take_work(relay.now, everything=True)
+    assert (work.frames, work.removals) == ([], [])
+
+
+def test_most_frames_get_a_moment_to_be_acked_and_none_more_than_one(relay: Relay) -> None:
+    alice = relay.join(ALICE)
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1"))
+    for expected in ([], ["1"]):
+        work = relay.core.take_work(relay.now)
+        assert [stored.id for stored in work.frames] == expected
+        relay.core.stored(work, relay.inbox.run(work), relay.now)
+
+
+def test_a_frame_acked_during_its_commit_is_removed_after(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    work = relay.core.take_work(relay.now, everything=True)
+    relay.say(bob, ack("1"))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.inbox.open().usage == []
+
+
+def test_everything_kept_survives_a_restart_in_order(relay: Relay) -> None:
+    alice, carol = relay.join(ALICE), relay.join(CAROL)
+    for number in range(20):
+        relay.say(alice if number % 3 else carol, message(BOB.did, str(number)))
+    relay.commit()
+    restarted = Relay(relay.inbox, page_frames=3)
+    bob = restarted.join(BOB)
+    restarted.commit()
+    assert restarted.ids(bob) == [str(number) for number in range(20)]
+
+
+def test_fetch_pending_repeats_nothing_and_is_answered(relay: Relay) -> None:
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.commit()
+    bob = relay.join(BOB)
+    relay.say(bob, FETCH)  # as the SDK does: in the same breath
+    relay.commit()
+    relay.say(bob, FETCH)
+    relay.commit()
+    assert [frame["type"] for frame in relay.got[bob]] == ["message", "pending_messages", "pending_messages"]
+    assert relay.got[bob][1]["messages"] == []
+
+
+@pytest.mark.parametrize("arrival", ["before the transaction", "during the transaction", "after it"])
+def test_live_frames_do_not_overtake_stored_ones(arrival: str) -> None:
+    relay = Relay(page_frames=2)
+    alice = relay.join(ALICE)
+    relay.say(alice, *(message(BOB.did, str(number)) for number in range(5)))
+    relay.commit()
+    bob = relay.join(BOB)
+    live = message(BOB.did, "live")
+    if arrival == "before the transaction":
+        relay.say(alice, live)
+    work = relay.core.take_work(relay.now)
+    if arrival == "during the transaction":
+        relay.say(alice, live)
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    if arrival == "after it":
+        relay.say(alice, live)
+    relay.commit(everything=False)
+    assert relay.ids(bob) == ["0", "1", "2", "3", "4", "live"]
+    relay.say(alice, message(BOB.did, "later"))
+    assert relay.ids(bob)[-1] == "later"
+
+
+def test_a_slow_reader_spills_to_its_inbox_and_catches_up_without_reconnecting() -> None:
+    relay = Relay(outgoing_high=1000, outgoing_low=100)
+    alice, bob, carol = relay.join(ALICE), relay.join(BOB), relay.join(CAROL)
+    relay.stalled.add(bob)
+    for number in range(50):
+        relay.say(alice, message(BOB.did, f"{number}", body="x" * 100), message(CAROL.did, f"{number}"))
+    relay.commit()
+    assert 3 < len(relay.ids(bob)) < 10  # what was under way when the queue was full
+    assert len(relay.ids(carol)) == 50
+    relay.drain(bob)
+    relay.commit()
+    assert relay.ids(bob) == [str(number) for number in range(50)]
+    relay.say(alice, message(BOB.did, "live"))
+    assert relay.ids(bob)[-1] == "live"
+
+
+def test_a_reader_that_stalls_while_catching_up_gets_each_frame_once() -> None:
+    relay = Relay(outgoing_high=1000, outgoing_low=100, page_bytes=2000)
+    alice = relay.join(ALICE)
+    relay.say(alice, *(message(BOB.did, str(number), body="x" * 100) for number in range(50)))
+    relay.commit()
+    bob = relay.join(BOB)
+    for _ in range(60):
+        relay.stalled.add(bob)
+        relay.commit()
+        relay.drain(bob)
+    assert relay.ids(bob) == [str(number) for number in range(50)]
+
+
+# --- acks -------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_recipient_can_ack(relay: Relay) -> None:
+    alice, bob, carol = relay.join(ALICE), relay.join(BOB), relay.join(CAROL)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(alice, ack("1"))
+    relay.say(carol, ack("1", **{"from": BOB.did}))
+    assert relay.core.kept[0] == 1
+    relay.say(bob, ack("1"))
+    assert relay.core.kept[0] == 0
+
+
+def test_an_id_claimed_by_another_sender_harms_nobody(relay: Relay) -> None:
+    alice, carol = relay.join(ALICE), relay.join(CAROL)
+    relay.say(carol, message(BOB.did, "1", body="carol"))
+    relay.say(alice, message(BOB.did, "1", body="alice"))
+    relay.commit()
+    bob = relay.join(BOB)
+    relay.commit()
+    assert [frame["body"] for frame in relay.got[bob]] == ["carol", "alice"]
+
+
+def test_an_ack_does_not_remove_another_senders_frame_that_was_not_pushed_yet() -> None:
+    relay = Relay(outgoing_high=100, outgoing_low=10)
+    alice, carol, bob = relay.join(ALICE), relay.join(CAROL), relay.join(BOB)
+    relay.stalled.add(bob)
+    relay.say(carol, message(BOB.did, "1", body="carol" * 50))
+    relay.say(alice, message(BOB.did, "1", body="alice"))  # bob is behind: not pushed
+    relay.say(bob, ack("1"))
+    relay.drain(bob)
+    relay.commit()
+    assert [frame["body"] for frame in relay.got[bob]] == ["carol" * 50, "alice"]
+    assert relay.core.kept[0] == 1
+
+
+@pytest.mark.parametrize(("narrow", "left"), [(None, 0), (ALICE.did, 1), (BOB.did, 0), ("did:x:nobody", 2)])
+def test_an_ack_means_all_pushed_frames_of_its_id_unless_it_names_the_sender(
+    relay: Relay, narrow: str | None, left: int
+) -> None:
+    alice, carol, bob = relay.join(ALICE, FEATURES), relay.join(CAROL, FEATURES), relay.join(BOB)
+    relay.say(carol, message(BOB.did, "1"))
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(bob, ack("1", **({"from": narrow} if narrow else {})))
+    assert relay.core.kept[0] == left
+    assert len(relay.receipts(alice) + relay.receipts(carol)) == 2 - left
+    relay.commit()
+    assert len(relay.inbox.open().usage) == left
+
+
+def test_an_ack_that_comes_on_the_next_connection_counts_and_prevents_the_replay(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.commit()
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.say(again, ack("1"))
+    relay.commit()
+    assert relay.ids(again) == ["2"]
+
+
+def test_acking_twice_or_something_unknown_is_no_error(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(bob, ack("1"), ack("1"), ack("never"))
+    assert relay.errors(bob) == []
+    assert relay.core.counters.delivered == 1
+
+
+# --- retransmissions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["pending", "stored", "acked", "offline", "reconnected"])
+def test_the_same_bytes_are_not_delivered_twice(relay: Relay, when: str) -> None:
+    """An SDK ends its session over a duplicate."""
+    alice = relay.join(ALICE, FEATURES)
+    bob = None if when == "offline" else relay.join(BOB)
+    frame = message(BOB.did, "1", body="x")
+    relay.say(alice, frame)
+    if when != "pending":
+        relay.commit()
+    if when == "acked" and bob:
+        relay.say(bob, ack("1"))
+    if when == "reconnected" and bob:
+        relay.core.lost(bob)
+        bob = relay.join(BOB)
+    relay.say(alice, frame)
+    bob = bob or relay.join(BOB)
+    relay.commit()
+    assert relay.ids(bob).count("1") == 1
+    assert relay.core.kept[0] == (0 if when == "acked" else 1)
+    state = "delivered" if when == "acked" else "stored"
+    assert relay.receipts(alice)[-1] == ("1", state)
+    if when != "acked":
+        relay.say(bob, ack("1"))
+        relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.inbox.open().usage == []
+
+
+@pytest.mark.parametrize("when", ["pending", "stored", "acked", "offline", "reconnected"])
+def test_a_message_encrypted_anew_takes_the_place_of_the_old_one(relay: Relay, when: str) -> None:
+    alice = relay.join(ALICE)
+    bob = None if when == "offline" else relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="old"), message(BOB.did, "2"))
+    if when != "pending":
+        relay.commit()
+    if when == "acked" and bob:
+        relay.say(bob, ack("1"))
+    if when == "reconnected" and bob:
+        relay.core.lost(bob)
+    relay.say(alice, message(BOB.did, "1", body="new"))
+    if when in ("offline", "reconnected"):
+        bob = relay.join(BOB)
+    assert bob
+    relay.commit()
+    assert [frame.get("body") for frame in relay.got[bob] if frame["id"] == "1"][-1] == "new"
+    assert relay.core.kept[0] == 2
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.commit()
+    assert [(frame["id"], frame.get("body")) for frame in relay.got[again]] == [("2", None), ("1", "new")]
+    relay.say(again, ack("1"), ack("2"))
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.inbox.open().usage == []
+
+
+# --- receipts ---------------------------------------------------------------------------------------------------------
+
+
+def test_stored_is_said_after_the_commit_and_delivered_after_the_ack(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.receipts(alice) == []
+    relay.commit()
+    assert relay.receipts(alice) == [("1", "stored")]
+    relay.say(bob, ack("1"))
+    assert relay.receipts(alice) == [("1", "stored"), ("1", "delivered")]
+
+
+def test_stored_is_not_said_when_delivered_was(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    work = relay.core.take_work(relay.now, everything=True)
+    relay.say(bob, ack("1"))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.commit()
+    assert relay.receipts(alice) == [("1", "delivered")]
+
+
+def test_receipts_go_to_the_senders_newest_connection_and_only_if_wanted(relay: Relay) -> None:
+    first = relay.join(ALICE, FEATURES)
+    relay.say(first, message(BOB.did, "1"))
+    relay.commit()
+    second = relay.join(ALICE, FEATURES)
+    bob = relay.join(BOB)
+    relay.commit()
+    relay.say(bob, ack("1"), message(ALICE.did, "2"))
+    relay.say(second, ack("2"))
+    assert relay.receipts(second) == [("1", "delivered")]
+    assert relay.receipts(bob) == []
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_connection_replaces_the_older_one(relay: Relay) -> None:
+    old = relay.join(BOB)
+    new = relay.join(BOB)
+    relay.core.lost(old)  # its socket closes a moment later
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.closed[old][0] == 4006
+    assert relay.ids(new) == ["1"]
+    assert relay.core.connected == 2
+
+
+def test_nothing_is_taken_from_a_replaced_connection(relay: Relay) -> None:
+    old, alice = relay.join(BOB), relay.join(ALICE)
+    relay.join(BOB)
+    relay.say(old, message(ALICE.did, "1"))
+    assert relay.ids(alice) == []
+
+
+def test_disconnect_closes_1000(relay: Relay) -> None:
+    bob = relay.join(BOB)
+    relay.say(bob, dump({"v": 1, "type": "disconnect", "from": BOB.did}))
+    assert relay.closed[bob][0] == 1000
+    assert relay.core.connected == 0
+
+
+def test_heartbeats_are_not_answered(relay: Relay) -> None:
+    bob = relay.join(BOB)
+    relay.say(bob, dump({"v": 1, "type": "heartbeat", "from": BOB.did, "ts": "x"}))
+    assert relay.got[bob] == []
+
+
+def test_ninety_seconds_of_silence_close_4004(relay: Relay) -> None:
+    bob = relay.join(BOB)
+    relay.wait(89)
+    assert relay.closed == {}
+    relay.wait(2)
+    assert relay.closed[bob][0] == 4004
+
+
+@pytest.mark.parametrize("frame", [ack("x"), FETCH, message(ALICE.did, "1"), b"junk"])
+def test_any_frame_is_life(relay: Relay, frame: bytes) -> None:
+    bob = relay.join(BOB)
+    for _ in range(5):
+        relay.wait(60)
+        relay.say(bob, frame)
+    assert relay.closed == {}
+
+
+def test_a_websocket_ping_is_life(relay: Relay) -> None:
+    relay.join(BOB)
+    for _ in range(5):
+        relay.wait(60)
+        relay.core.heard(next(iter(relay.got)), 0, relay.now)
+    assert relay.closed == {}
+
+
+def test_shutting_down_closes_everyone_1001(relay: Relay) -> None:
+    links = [relay.join(ALICE), relay.join(BOB), relay.open()]
+    relay.core.shut_down()
+    relay.carry_out()
+    assert {code for code, _ in relay.closed.values()} == {1001}
+    assert len(relay.closed) == len(links)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "accepted"),
+    [
+        ({"pair_frames": 3}, 3),
+        ({"pair_bytes": 800}, 3),
+        ({"recipient_frames": 2}, 2),
+        ({"recipient_bytes": 800}, 3),
+        ({"total_frames": 1}, 1),
+        ({"total_bytes": 800}, 3),
+    ],
+)
+def test_quotas_refuse_and_say_so_and_an_ack_makes_room(limits: dict[str, Any], accepted: int) -> None:
+    relay = Relay(**limits)
+    alice = relay.join(ALICE, FEATURES)
+    for number in range(5):
+        relay.say(alice, message(BOB.did, str(number), body="x" * 100))
+    relay.commit()
+    refused = [frame_id for frame_id, state in relay.receipts(alice) if state == "refused"]
+    assert refused == [str(number) for number in range(accepted, 5)]
+    assert [frame["id"] for frame in relay.frames(alice, "error")] == refused
+    bob = relay.join(BOB)
+    relay.commit()
+    relay.say(bob, ack("0"))
+    relay.say(alice, message(BOB.did, "again", body="x" * 100))
+    assert relay.ids(bob)[-1] == "again"
+
+
+def test_one_senders_quota_does_not_shut_out_others() -> None:
+    relay = Relay(pair_frames=1)
+    alice, carol = relay.join(ALICE), relay.join(CAROL)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.say(carol, message(BOB.did, "3"))
+    assert (len(relay.errors(alice)), len(relay.errors(carol))) == (1, 0)
+
+
+def test_frames_expire_and_their_sender_learns_it(relay: Relay) -> None:
+    alice = relay.join(ALICE, FEATURES)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.commit()
+    for _ in range(70):
+        relay.wait(60)
+        relay.say(alice, ack("alive"))
+        relay.commit()
+    assert relay.receipts(alice) == [("1", "stored"), ("1", "expired")]
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.inbox.open().usage == []
+
+
+def test_an_expired_frame_is_not_delivered_before_the_sweeper_comes(relay: Relay) -> None:
+    relay.say(relay.join(ALICE), message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.commit()
+    restarted = Relay(relay.inbox, ttl=3600.0)
+    restarted.now = restarted.now._replace(utc=restarted.now.utc + 3601)
+    bob = restarted.join(BOB)
+    restarted.say(restarted.join(ALICE), message(BOB.did, "3"))
+    restarted.commit()
+    assert restarted.ids(bob) == ["3"]
+
+
+def test_a_sweep_takes_as_many_rounds_as_it_needs() -> None:
+    relay = Relay(sweep_frames=2)
+    relay.say(relay.join(ALICE), *(message(BOB.did, str(number)) for number in range(7)))
+    relay.commit()
+    relay.wait(3700)
+    relay.commit()
+    assert relay.core.counters.expired == 7
+    assert relay.core.kept == (0, 0, 0)
+
+
+def test_a_fast_sender_is_slowed_and_loses_nothing() -> None:
+    relay = Relay(frame_rate=100, frame_burst=100)
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    assert relay.core.heard(alice, 50, relay.now) == 0
+    assert relay.core.heard(alice, 150, relay.now) == pytest.approx(1.0, rel=0.1)
+    assert relay.core.heard(bob, 50, relay.now) == 0
+
+
+def test_senders_are_slowed_while_the_disk_is_behind() -> None:
+    relay = Relay(uncommitted_bytes=100)
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.core.heard(alice, 1, relay.now) > 0
+    relay.commit()
+    assert relay.core.heard(alice, 1, relay.now) == 0
+
+
+def test_reconnecting_does_not_refill_the_bucket() -> None:
+    relay = Relay(frame_rate=100, frame_burst=100)
+    relay.core.heard(relay.join(ALICE), 300, relay.now)
+    assert relay.core.heard(relay.join(ALICE), 1, relay.now) > 1
+
+
+def test_an_oversized_frame_is_an_error_and_the_connection_stays(relay: Relay) -> None:
+    alice = relay.join(ALICE)
+    relay.core.oversized(alice, 1024 * 1024 + 1)
+    relay.carry_out()
+    assert "1048577" in relay.errors(alice)[0]
+
+
+def test_stamping_does_not_lift_a_frame_over_the_limit() -> None:
+    relay = Relay(frame_size=300)
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    frame = message(BOB.did, "1", body="")
+    relay.say(alice, message(BOB.did, "1", body="x" * (300 - len(frame))))
+    assert relay.ids(bob) == []
+    assert len(relay.errors(alice)) == 1
+
+
+# --- failing storage --------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_transaction_promises_nothing_and_loses_nothing(relay: Relay) -> None:
+    alice = relay.join(ALICE, FEATURES)
+    bob = relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"), message(CAROL.did, "3"))
+    work = relay.core.take_work(relay.now, everything=True)
+    relay.say(bob, ack("1"))
+    relay.say(alice, message(CAROL.did, "4"))
+    relay.core.failed(work)
+    assert relay.receipts(alice) == [("1", "delivered")]
+    relay.commit()
+    assert relay.receipts(alice) == [("1", "delivered"), ("2", "stored"), ("3", "stored"), ("4", "stored")]
+    carol = relay.join(CAROL)
+    relay.commit()
+    assert relay.ids(carol) == ["3", "4"]
+    relay.say(bob, ack("2"))
+    relay.say(carol, ack("3"), ack("4"))
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.core.uncommitted == 0
+    assert relay.inbox.open().usage == []
+
+
+# --- strict -----------------------------------------------------------------------------------------------------------
+
+
+def test_strict_forwards_after_the_commit_in_order() -> None:
+    relay = Relay(durability="strict")
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    assert relay.ids(bob) == []
+    relay.commit()
+    assert relay.ids(bob) == ["1", "2"]
+    relay.core.lost(bob)
+    relay.say(alice, message(BOB.did, "3"))
+    again = relay.join(BOB)
+    relay.say(alice, message(BOB.did, "4"))
+    relay.commit()
+    assert relay.ids(again) == ["1", "2", "3", "4"]
+
+
+# --- knocks -----------------------------------------------------------------------------------------------------------
+
+
+def handled(relay: Relay, bob: Link) -> bool:
+    """Whether bob's next connection would not get it again."""
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.commit()
+    return relay.ids(again) == []
+
+
+@pytest.mark.parametrize("kind", ["knock", "knock_accept", "knock_reject"])
+@pytest.mark.parametrize("features", [None, FEATURES])
+def test_a_knock_lost_with_its_connection_comes_again(relay: Relay, kind: str, features: list[str] | None) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB, features)
+    relay.say(alice, message(BOB.did, "k", kind=kind))
+    relay.core.lost(bob)
+    again = relay.join(BOB, features)
+    relay.commit()
+    assert relay.ids(again) == ["k"]
+
+
+def test_a_knock_is_handled_once_an_sdk_acks_a_later_message(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "k", kind="knock"), message(BOB.did, "m"))
+    relay.say(bob, ack("m"))
+    assert handled(relay, bob)
+
+
+def test_an_ack_of_an_earlier_message_says_nothing_about_a_knock(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "m"), message(BOB.did, "k", kind="knock"))
+    relay.say(bob, ack("m"))
+    assert not handled(relay, bob)
+
+
+@pytest.mark.parametrize("answer", ["knock_accept", "knock_reject"])
+def test_a_knock_is_handled_once_it_is_answered(relay: Relay, answer: str) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "k", kind="knock"))
+    relay.say(bob, message(ALICE.did, "a", kind=answer, knock_id="k"))
+    assert handled(relay, bob)
+
+
+def test_only_an_answer_to_the_knocker_counts(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "k", kind="knock"))
+    relay.say(bob, message(CAROL.did, "a", kind="knock_accept", knock_id="k"))
+    relay.say(bob, message(ALICE.did, "b", kind="knock_accept", knock_id="other"))
+    assert not handled(relay, bob)
+
+
+def test_a_reject_is_handled_once_its_connection_lives_a_minute_longer(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "r", kind="knock_reject"))
+    relay.wait(59)
+    relay.say(bob, ack("alive"))
+    relay.wait(29)
+    assert relay.core.kept[0] == 1
+    relay.say(bob, ack("alive"))
+    relay.wait(1)
+    assert handled(relay, bob)
+
+
+def test_a_client_that_acks_knocks_decides_itself(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB, FEATURES)
+    relay.say(alice, message(BOB.did, "k", kind="knock"), message(BOB.did, "m"))
+    relay.say(bob, ack("m"), message(ALICE.did, "a", kind="knock_accept", knock_id="k"))
+    relay.wait(80)
+    relay.say(bob, ack("alive"))
+    relay.wait(80)
+    assert relay.core.kept[0] == 2  # the knock, and bob's answer
+    relay.say(bob, ack("k"))
+    assert relay.core.kept[0] == 1
+
+
+def test_a_flood_of_knocks_is_settled_in_one_go(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, *(message(BOB.did, f"k{number}", kind="knock") for number in range(3000)), message(BOB.did, "m"))
+    relay.say(bob, ack("m"))
+    assert relay.core.kept[0] == 0
