@@ -32,6 +32,9 @@ PATIENCE = 30.0
 WAITING = "this waited for you on the relay's disk 💌"
 
 
+NOWHERE = "in no file of relay or registry"
+
+
 class DemoFailed(Exception):
     """Something the demo promises did not happen."""
 
@@ -171,8 +174,8 @@ class Demo:
     def _show(self, frame: StoredFrame) -> None:
         members = json.loads(frame.text)
         rows = [
-            ["from", f"{self._names.get(frame.sender, '?')}   {frame.sender}"],
-            ["to", f"{self._names.get(frame.recipient, '?')}   {frame.recipient}"],
+            ["from", f"{self._names.get(frame.sender, '?'):<7} {frame.sender}"],
+            ["to", f"{self._names.get(frame.recipient, '?'):<7} {frame.recipient}"],
             ["id", members["id"]],
             ["header", json.dumps(members["header"])],
             ["ciphertext", f"{members['ciphertext'][:56]}… ({len(members['ciphertext'])} characters)"],

@@ -1,9 +1,11 @@
-"""What whoever has the relay's disk can read: its SQLite file, opened like anybody could."""
+"""What whoever has a copy of the relay's disk can read. The relay keeps its database to itself, so a copy it is."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +21,21 @@ class StoredFrame:
 
 def stored_for(database: Path, recipient: str) -> list[StoredFrame]:
     """The messages that wait for one agent; knocks and their answers are left out."""
-    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "SELECT sender, recipient, frame FROM frames WHERE recipient = ? AND NOT control ORDER BY seq", (recipient,)
-        ).fetchall()
+    with tempfile.TemporaryDirectory(prefix="mesh-disk-") as folder:
+        for file in database.parent.glob(f"{database.name}*"):  # the write-ahead log holds what is new
+            if not file.name.endswith("-shm"):
+                shutil.copy(file, folder)
+        with contextlib.closing(sqlite3.connect(Path(folder) / database.name)) as copy:
+            rows = copy.execute(
+                "SELECT sender, recipient, frame FROM frames WHERE recipient = ? AND NOT control ORDER BY seq",
+                (recipient,),
+            ).fetchall()
     return [StoredFrame(sender, to, bytes(frame).decode()) for sender, to, frame in rows]
 
 
 def where_found(plaintext: str, folder: Path) -> list[str]:
-    """Names of files below ``folder`` that hold the text, as UTF-8 or as JSON escapes it."""
-    forms = {plaintext.encode(), plaintext.encode("unicode_escape"), plaintext[:20].encode()}
+    """Names of files below ``folder`` that hold the text, or its beginning, which no encoding of JSON changes."""
+    forms = (plaintext.encode(), plaintext[:20].encode())
     return [
         str(file.relative_to(folder))
         for file in sorted(folder.rglob("*"))
