@@ -13,6 +13,7 @@ Layout of a session, version 1::
     skipped = [[ratchet key, [n, key, n, key, ...]], ...]      runs in the order of skipping
 """
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, TypeVar
@@ -343,6 +344,8 @@ def _sealing(body: list[Any]) -> tuple[bytes, int, int, bytes]:
 def _derive(passphrase: str, salt: bytes, operations: int, memory: int) -> SecretBytes:
     operations, memory = _number(operations, _MAX_OPS), _number(memory, _MAX_MEMORY)
     try:
-        return SecretBytes(argon2id.kdf(_KEY_SIZE, passphrase.encode(), salt, operations, memory))
+        # One text, one key: keyboards and clipboards differ in how they compose accents.
+        secret = unicodedata.normalize("NFC", passphrase).encode()
+        return SecretBytes(argon2id.kdf(_KEY_SIZE, secret, salt, operations, memory))
     except (ValueError, nacl.exceptions.CryptoError) as error:
         raise InvalidValue("these costs cannot be used to derive a key") from error

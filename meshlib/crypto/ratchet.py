@@ -155,12 +155,12 @@ def kdf_chain(key: SecretBytes) -> tuple[bytes, SecretBytes]:
     return message, SecretBytes(following)
 
 
-def _message_key(key: SecretBytes) -> bytes:
-    return hmac_sha256(bytes(key), b"\x01")
+def _message_key(key: bytes) -> bytes:
+    return hmac_sha256(key, b"\x01")
 
 
-def _next_key(key: SecretBytes) -> SecretBytes:
-    return SecretBytes(hmac_sha256(bytes(key), b"\x02"))
+def _next_key(key: bytes) -> bytes:
+    return hmac_sha256(key, b"\x02")
 
 
 def initiate(secret: SecretBytes, remote: X25519Public, entropy: Entropy) -> Opened:
@@ -278,7 +278,7 @@ def _skip(
     chain_keys = _walk(receiving.key, gap)
     plaintext = _open(_message_key(chain_keys[-1]), ciphertext, authenticated)
     skipped = _keep(state.backlog.skipped, [(header.dh, receiving.n, chain_keys[:-1])], max_kept)
-    advanced = Chain(_next_key(chain_keys[-1]), header.n + 1)
+    advanced = Chain(SecretBytes(_next_key(chain_keys[-1])), header.n + 1)
     return Established(state.turn, state.sending, advanced, Backlog(skipped, state.backlog.retired)), plaintext
 
 
@@ -314,7 +314,7 @@ def _turn(
         Established(
             Turn(fresh, bytes(fresh.public), header.dh, root, previous),
             Chain(sending, 0),
-            Chain(_next_key(chain_keys[-1]), header.n + 1),
+            Chain(SecretBytes(_next_key(chain_keys[-1])), header.n + 1),
             Backlog(_keep(backlog.skipped, runs, max_kept), backlog.retired),
         ),
         plaintext,
@@ -342,12 +342,12 @@ def _unread(state: State, header: Header, max_skip: int) -> int:
     return unread
 
 
-def _walk(key: SecretBytes, steps: int) -> list[SecretBytes]:
+def _walk(key: SecretBytes, steps: int) -> list[bytes]:
     """Chain keys from ``key`` to the one ``steps`` further, both included."""
-    return list(accumulate(range(steps), lambda reached, _: _next_key(reached), initial=key))
+    return list(accumulate(range(steps), lambda reached, _: _next_key(reached), initial=bytes(key)))
 
 
-def _keep(skipped: SkippedKeys, runs: list[tuple[bytes, int, list[SecretBytes]]], limit: int) -> SkippedKeys:
+def _keep(skipped: SkippedKeys, runs: list[tuple[bytes, int, list[bytes]]], limit: int) -> SkippedKeys:
     """``skipped`` and the message keys of ``runs`` (ratchet key, first number, chain keys), the newest ``limit``."""
     added = {
         (dh, first + index): SecretBytes(_message_key(key))

@@ -274,6 +274,11 @@ def test_sealed_record_opens_with_the_passphrase():
     assert snapshot.unpack_identity(again.unseal(sealed, "identity")) == ALICE
 
 
+def test_passphrase_is_its_text_however_it_was_composed():
+    key = SealingKey.create("caf\u00e9", os.urandom, **CHEAP)
+    SealingKey.open("cafe\u0301", key.header)
+
+
 def test_other_passphrase_is_refused_at_once():
     key = SealingKey.create("right", os.urandom, **CHEAP)
     for wrong in ("", "Right", "right "):
