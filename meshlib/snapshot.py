@@ -19,13 +19,18 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
-import nacl.bindings
-import nacl.exceptions
-import nacl.pwhash.argon2id as argon2id
 
 from meshlib.crypto.keys import Ed25519Private, Entropy, SecretBytes, X25519Private, X25519Public
 from meshlib.crypto.prekeys import OneTimePrekey, SignedPrekey
-from meshlib.crypto.primitives import SIGNATURE_SIZE, TAG_SIZE
+from meshlib.crypto.primitives import (
+    LONG_NONCE_SIZE,
+    SALT_SIZE,
+    SIGNATURE_SIZE,
+    TAG_SIZE,
+    seal_record,
+    stretch,
+    unseal_record,
+)
 from meshlib.crypto.ratchet import (
     MAX_KEPT,
     MAX_NUMBER,
@@ -39,7 +44,7 @@ from meshlib.crypto.ratchet import (
     Waiting,
 )
 from meshlib.crypto.x3dh import Dialect
-from meshlib.errors import InvalidValue, MeshError, StoreError
+from meshlib.errors import InvalidValue, MeshError, NotAuthentic, StoreError
 from meshlib.identity import Identity, parse_did
 from meshlib.session import Role, Session, Terms
 
@@ -241,8 +246,6 @@ def _number(value: Any, highest: int = 2**63 - 1) -> int:
 
 # --- sealing --------------------------------------------------------------------------------------------------------
 
-_SALT_SIZE = argon2id.SALTBYTES
-_SEAL_NONCE = nacl.bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
 _MAX_OPS = 64
 _MAX_MEMORY = 1 << 30
 _CHECK_LABEL = "meshlib-sealing-v1"
@@ -270,17 +273,18 @@ class SealingKey:
         passphrase: str,
         entropy: Entropy,
         *,
-        operations: int = argon2id.OPSLIMIT_MODERATE,
-        memory: int = argon2id.MEMLIMIT_INTERACTIVE,
+        operations: int = 3,
+        memory: int = 64 << 20,
     ) -> "SealingKey":
-        """A key for a new store. Draws a salt (16 bytes) and a nonce (24 bytes). Takes about a
-        quarter of a second and, at these costs, 64 MiB.
+        """A key for a new store. Draws a salt (16 bytes) and a nonce (24 bytes).
+
+        At the costs that are the default it takes 64 MiB and about a quarter of a second.
 
         Args:
             operations: passes over the memory, 1 to 64.
             memory: bytes, 8 KiB to 1 GiB.
         """
-        salt = entropy(_SALT_SIZE)
+        salt = entropy(SALT_SIZE)
         key = _derive(passphrase, salt, operations, memory)
         check = cls(key, b"").seal(b"", _CHECK_LABEL, entropy)
         packed = _pack("sealing", [salt, operations, memory, check])
@@ -306,10 +310,8 @@ class SealingKey:
 
     def seal(self, data: bytes, label: str, entropy: Entropy) -> bytes:
         """``nonce(24) || ciphertext || tag(16)``. Draws the nonce."""
-        nonce = entropy(_SEAL_NONCE)
-        return nonce + nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(
-            data, label.encode(), nonce, bytes(self._key)
-        )
+        nonce = entropy(LONG_NONCE_SIZE)
+        return nonce + seal_record(self._key, nonce, data, label.encode())
 
     def unseal(self, sealed: bytes, label: str) -> bytes:
         """Undo :meth:`seal`.
@@ -317,14 +319,11 @@ class SealingKey:
         Raises:
             StoreError: another key, another label, or damaged.
         """
-        if len(sealed) < _SEAL_NONCE + TAG_SIZE:
+        if len(sealed) < LONG_NONCE_SIZE + TAG_SIZE:
             raise StoreError("a sealed record is damaged")
-        nonce, ciphertext = sealed[:_SEAL_NONCE], sealed[_SEAL_NONCE:]
         try:
-            return nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
-                ciphertext, label.encode(), nonce, bytes(self._key)
-            )
-        except nacl.exceptions.CryptoError:
+            return unseal_record(self._key, sealed[:LONG_NONCE_SIZE], sealed[LONG_NONCE_SIZE:], label.encode())
+        except NotAuthentic:
             raise StoreError("a sealed record does not open: damaged, or sealed under another key or label") from None
 
     def __repr__(self) -> str:
@@ -334,18 +333,18 @@ class SealingKey:
 def _sealing(body: list[Any]) -> tuple[bytes, int, int, bytes]:
     salt, operations, memory, check = _list(body, 4)
     return (
-        _bytes(salt, _SALT_SIZE),
+        _bytes(salt, SALT_SIZE),
         _number(operations, _MAX_OPS),
         _number(memory, _MAX_MEMORY),
-        _bytes(check, _SEAL_NONCE + TAG_SIZE),
+        _bytes(check, LONG_NONCE_SIZE + TAG_SIZE),
     )
 
 
 def _derive(passphrase: str, salt: bytes, operations: int, memory: int) -> SecretBytes:
-    operations, memory = _number(operations, _MAX_OPS), _number(memory, _MAX_MEMORY)
+    # One text, one key: keyboards and clipboards differ in how they compose accents.
     try:
-        # One text, one key: keyboards and clipboards differ in how they compose accents.
         secret = unicodedata.normalize("NFC", passphrase).encode()
-        return SecretBytes(argon2id.kdf(_KEY_SIZE, secret, salt, operations, memory))
-    except (ValueError, nacl.exceptions.CryptoError) as error:
-        raise InvalidValue("these costs cannot be used to derive a key") from error
+    except UnicodeEncodeError:
+        raise InvalidValue("a passphrase is Unicode text") from None  # the original error carries the passphrase
+    costs = {"operations": _number(operations, _MAX_OPS), "memory": _number(memory, _MAX_MEMORY)}
+    return stretch(secret, salt=salt, **costs)

@@ -13,7 +13,7 @@ from meshlib.crypto.keys import Ed25519Private
 from meshlib.crypto.prekeys import make_bundle, make_one_time_prekeys, make_signed_prekey
 from meshlib.crypto.ratchet import MAX_KEPT, Header
 from meshlib.crypto.x3dh import Dialect
-from meshlib.errors import StoreError
+from meshlib.errors import InvalidValue, StoreError
 from meshlib.identity import Identity
 from meshlib.session import Session
 from meshlib.snapshot import SealingKey
@@ -277,6 +277,13 @@ def test_sealed_record_opens_with_the_passphrase():
 def test_passphrase_is_its_text_however_it_was_composed():
     key = SealingKey.create("caf\u00e9", os.urandom, **CHEAP)
     SealingKey.open("cafe\u0301", key.header)
+
+
+def test_passphrase_that_is_no_text_is_not_quoted():
+    with pytest.raises(InvalidValue) as caught:
+        SealingKey.create("secret\udcff", os.urandom, **CHEAP)
+    assert caught.value.__cause__ is None
+    assert "secret" not in str(caught.value)
 
 
 def test_other_passphrase_is_refused_at_once():

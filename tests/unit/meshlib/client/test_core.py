@@ -73,7 +73,8 @@ class TestTalking:
         assert all(b"secret" not in raw for raw in mesh.inboxes[bob.did])
 
     @pytest.mark.parametrize(
-        "payload", ["text", "", b"\xff\x00\xfe", b"utf-8 bytes", None, 0, 1.5, True, [1, [2]], {"k": "\U0001f600\u2028"}]
+        "payload",
+        ["text", "", b"\xff\x00\xfe", b"utf-8 bytes", None, 0, 1.5, True, [1, [2]], {"k": "\U0001f600\u2028"}],
     )
     def test_any_json_value_arrives_as_it_was(self, mesh, payload):
         alice, bob = mesh.agent("alice"), mesh.agent("bob")
@@ -255,7 +256,8 @@ class TestKnocks:
         bob.receive(message)
         mesh.settle()
         bob.receive(knock)
-        assert [decode(raw) for raw in mesh.inboxes[alice.did]] == []
+        (answer,) = waiting(mesh, alice)
+        assert isinstance(answer, frames.KnockAccept)
         alice.send(bob, "after")
         mesh.settle()
         assert bob.payloads == ["hello", "after"]
@@ -412,6 +414,43 @@ class TestKnocks:
         fresh = set(restarted.core.keyring.one_time) - set(bob.core.keyring.one_time)
         assert fresh
         assert not fresh & used
+
+    def test_a_replayed_knock_of_a_closed_session_is_rejected(self, mesh):  # 4
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = self.knock_of(mesh, alice, bob)
+        bob.receive(knock)
+        bob.receive(message)
+        mesh.inboxes[alice.did].clear()
+        bob.core.close_session(alice.did)
+        bob.receive(knock)
+        (answer,) = waiting(mesh, alice)
+        assert isinstance(answer, frames.KnockReject)
+        bob.receive(message)
+        assert bob.payloads == ["hello"]
+
+    def test_a_knock_that_was_saved_and_never_written_goes_out_later(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.core.send(bob.did, "hello", mesh.clock.now)
+        alice.core.fetches()
+        entry = mesh.directory[bob.did]
+        alice.core.bundle(bob.did, make_bundle(entry.identity, entry.upload.signed), mesh.clock.now)
+        alice.store.save(alice.core.changes())  # and here the process dies
+        mesh.restart(alice)
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+
+    def test_silent_strangers_are_forgotten_and_friends_are_not(self, mesh):
+        bob = mesh.agent("bob", limits=Limits(strangers=3))
+        friend = mesh.agent("friend")
+        friend.send(bob, "hello")
+        mesh.settle()
+        for number in range(10):
+            stranger = mesh.agent(f"stranger{number}")
+            knock, _ = self.knock_of(mesh, stranger, bob)
+            bob.receive(knock)
+        kept = bob.store.load().peers
+        assert friend.did in kept
+        assert len(kept) == 4
 
     def test_an_unusable_establishment_is_rejected_and_named(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob")
@@ -599,7 +638,7 @@ class TestConnection:
         core.opened(mesh.clock.now, "bm9uY2U")
         core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
         alice.step()
-        assert list(mesh.inboxes[bob.did]) == [*first, first[-1]]
+        assert list(mesh.inboxes[bob.did]) == [*first, *first]
         mesh.settle()
         assert bob.payloads == ["precious"]
 

@@ -152,6 +152,14 @@ def test_messages_are_read_in_any_order_over_several_turns():
         assert not peer.state.backlog.skipped
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 65_536])
+def test_text_of_any_size_is_read(size):
+    alice, bob = pair()
+    message = alice.send(bytes(size))
+    assert len(message[1]) == size + ratchet.OVERHEAD
+    assert bob.read(message) == bytes(size)
+
+
 def test_first_message_may_be_lost():
     alice, bob = pair()
     alice.send()
@@ -414,6 +422,31 @@ def test_gap_beyond_the_limit_is_refused_before_any_agreement(numbers, monkeypat
     bob.refuses((Header(bytes(X25519Private(os.urandom(32)).public), *numbers), ciphertext), TooManySkipped)
 
 
+def test_what_no_peer_sends_is_refused_before_any_agreement(monkeypatch):
+    alice, bob = pair()
+    first = alice.send()
+    fresh = bytes(X25519Private(os.urandom(32)).public)
+    waiting, opened = bob.state, alice.state
+    bob.read(first)
+    alice.read(bob.send())
+    established = bob.state
+    second = alice.send()
+    bob.read(second)
+    monkeypatch.setattr(ratchet, "x25519", nothing)
+    for state, header, error in (
+        (waiting, Header(fresh, 1, 0), NotAuthentic),  # a first chain has none before it
+        (waiting, Header(bytes(waiting.own.public), 0, 0), NotAuthentic),
+        (opened, Header(fresh, 1, 0), NotAuthentic),
+        (opened, Header(opened.turn.remote, 0, 0), NotAuthentic),
+        (opened, Header(opened.turn.own_public, 0, 0), NotAuthentic),
+        (established, Header(fresh, 0, 0), NotAuthentic),  # one message of the chain before was read
+        (established, Header(established.turn.own_public, 1, 0), NotAuthentic),
+        (bob.state, Header(first[0].dh, 0, 5), Replayed),
+        (established, Header(bytes(32), 1, 0), WeakKey),
+    ):
+        Peer(state).refuses((header, first[1]), error)
+
+
 def test_huge_gap_in_the_chain_at_hand_is_refused_at_once():
     alice, bob = talking()
     bob.read(alice.send())
@@ -439,7 +472,7 @@ def test_no_more_than_the_bound_is_kept_and_the_oldest_go_first():
 
 
 def test_default_bounds_are_those_of_the_sdk():
-    assert (ratchet.MAX_SKIP, ratchet.MAX_KEPT) == (100, 2000)
+    assert (ratchet.MAX_SKIP, ratchet.MAX_KEPT, ratchet.MAX_RETIRED) == (100, 2000, 32)
 
 
 def test_forged_copy_of_a_skipped_message_leaves_its_key():
