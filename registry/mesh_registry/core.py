@@ -320,10 +320,7 @@ class Core:
         check_moment(moment, now.utc)
         key = Ed25519Public(raw)
         try:
-            agreement_key = to_x25519(key)
             verify_proof(key, registration_statement(body.public_key, body.proof_timestamp), proof)
-        except WeakKey as error:
-            raise Refusal(422, "public_key is no Ed25519 key") from error
         except NotAuthentic as error:
             raise unauthenticated("Invalid proof-of-possession") from error
         did = did_of(key)
@@ -333,7 +330,7 @@ class Core:
         return Register(
             did=did,
             signing_key=raw,
-            agreement_key=bytes(agreement_key),
+            agreement_key=None,
             legacy=False,
             bound=self._registers_bound(request, did, raw, now),
             capabilities=capabilities_of(body.capabilities),
@@ -526,7 +523,7 @@ def _checked_identity(body: PrekeysBody, account: Account) -> bytes:
         raise Refusal(422, "identity_key_ed is no Ed25519 key") from error
     if agreement_key != converted:
         raise Refusal(422, "identity_key is not the X25519 form of identity_key_ed")
-    if agreement_key != account.agreement_key:
+    if account.agreement_key is not None and agreement_key != account.agreement_key:
         raise Refusal(403, "identity_key is not the key this agent is registered with")
     if commits_to_key(parse_did(account.did)) and did_of(Ed25519Public(signing_key)) != account.did:
         raise Refusal(403, "identity_key_ed does not hash to this agent's DID")
@@ -547,7 +544,8 @@ def _checked_prekeys(did: str, caller: Caller | None, body: PrekeysBody, key: by
             refuse_low_order(signed.public_key)
     except WeakKey as error:
         raise Refusal(422, "a prekey is no X25519 key that keeps a secret") from error
-    return PutPrekeys(did, caller, body.mode == "merge", key, signed, one_time, now.utc)
+    agreement_key = key_of(body.identity_key, "identity_key")
+    return PutPrekeys(did, caller, body.mode == "merge", key, agreement_key, signed, one_time, now.utc)
 
 
 def _check_signed_prekey(signed: SignedPrekey, key: bytes) -> None:

@@ -41,13 +41,14 @@ class Caller(Struct, frozen=True):
 class Account(Struct, frozen=True):
     """What authentication needs to know of an agent.
 
-    ``signing_key`` (Ed25519) is None for a legacy agent that has published no prekeys yet. ``bound`` and ``signs``
-    are latches: once an agent has signed whole requests, or requests at all, nothing weaker speaks for it.
+    ``signing_key`` (Ed25519) is None for a legacy agent that has published no prekeys yet, ``agreement_key`` (X25519)
+    for any other that has not: it follows from the first. ``bound`` and ``signs`` are latches: once an agent has
+    signed whole requests, or requests at all, nothing weaker speaks for it.
     """
 
     did: str
     signing_key: bytes | None
-    agreement_key: bytes
+    agreement_key: bytes | None
     legacy: bool
     bound: bool
     signs: bool
@@ -146,7 +147,7 @@ class Register(Struct, frozen=True):
 
     did: str
     signing_key: bytes | None
-    agreement_key: bytes
+    agreement_key: bytes | None
     legacy: bool
     bound: bool
     capabilities: tuple[str, ...]
@@ -182,6 +183,7 @@ class PutPrekeys(Struct, frozen=True):
     caller: Caller | None
     merge: bool
     signing_key: bytes
+    agreement_key: bytes
     signed: SignedPrekey | None
     one_time: tuple[OneTimePrekey, ...]
     now: float

@@ -47,7 +47,7 @@ from mesh_registry.verbs import (
 class _Row:
     did: str
     signing_key: bytes | None
-    agreement_key: bytes
+    agreement_key: bytes | None
     legacy: bool
     bound: bool
     capabilities: tuple[str, ...]
@@ -163,6 +163,7 @@ class MemoryStore:
         row.taken = row.taken if change.merge else set()
         row.peak = len(kept)
         row.signing_key = change.signing_key
+        row.agreement_key = change.agreement_key
         row.last_seen = change.now
         if change.signed is not None:
             row.signed = change.signed
@@ -171,7 +172,7 @@ class MemoryStore:
 
     async def take_prekeys(self, change: TakePrekeys) -> Bundle | None:
         row = self._agents.get(change.did)
-        if row is None or row.signed is None or row.signing_key is None:
+        if row is None or row.signed is None or row.signing_key is None or row.agreement_key is None:
             return None
         left = sorted(key_id for key_id in row.one_time if key_id not in row.taken)
         keep = 0 if change.last_ones else reserved(row.peak)

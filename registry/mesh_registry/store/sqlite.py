@@ -322,7 +322,8 @@ class _Session:
                     (agent, change.signed.signature),
                 )
         self._db.execute(
-            "UPDATE agent SET signing_key = ?, one_time_peak = ? WHERE id = ?", (change.signing_key, len(kept), agent)
+            "UPDATE agent SET signing_key = ?, agreement_key = ?, one_time_peak = ? WHERE id = ?",
+            (change.signing_key, change.agreement_key, len(kept), agent),
         )
         self._seen(agent, change.now)
         self._pools.pop(change.did, None)

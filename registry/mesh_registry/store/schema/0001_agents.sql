@@ -4,7 +4,7 @@ CREATE TABLE agent (
     id                      INTEGER PRIMARY KEY,
     did                     TEXT NOT NULL UNIQUE,
     signing_key             BLOB,                       -- Ed25519; unknown until a legacy agent publishes prekeys
-    agreement_key           BLOB NOT NULL,              -- X25519
+    agreement_key           BLOB,                       -- X25519; unknown until any other agent publishes prekeys
     legacy                  INTEGER NOT NULL,
     bound                   INTEGER NOT NULL,           -- has signed a whole request: must always
     signs                   INTEGER NOT NULL DEFAULT 0, -- has signed a request: must always
