@@ -65,6 +65,8 @@ class Limits:
     """How long a message waits for its knock, as in the SDK."""
     asked_frames_per_peer: int = 256
     """Messages that wait for the answer of a knock policy which takes its time."""
+    strangers: int = 1_000
+    """Peers that knocked and have said nothing yet; the oldest are forgotten first."""
     outbox: int = 10_000
     """Messages that wait for delivery, over all peers. With 1 KiB each about 10 MiB."""
     inbox: int = 1_000

@@ -190,9 +190,7 @@ class MemoryMesh:
         profile = client.core.profile
         options = {name: getattr(profile, name) for name in ("did", "extensions", "plaintext_peers", "ack_when_saved")}
         state = client.store.load() if keep_state else None
-        return self.agent(
-            client.name, state=state, limits=client.core.limits, identity=profile.identity, **options
-        )
+        return self.agent(client.name, state=state, limits=client.core.limits, identity=profile.identity, **options)
 
     def carry(self, sender: MemoryClient, raw: bytes) -> None:
         """Take a frame from an agent."""
@@ -238,7 +236,8 @@ class MemoryMesh:
             AssertionError: they never end.
         """
         for _ in range(rounds):
-            if not any([self.deliver(client) for client in list(self.clients.values())]):
+            moved = [self.deliver(client) for client in list(self.clients.values())]
+            if not any(moved):
                 return
         raise AssertionError(f"frames still travel after {rounds} rounds")
 

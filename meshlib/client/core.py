@@ -153,6 +153,9 @@ class ClientCore:
         self._entropy = entropy
         # A bundle that was being fetched is asked for again: the answer went to the process that is gone.
         self._peers: dict[Did, Peer] = {did: self._idle(peer) for did, peer in state.peers.items()}
+        self._strangers: OrderedDict[Did, None] = OrderedDict.fromkeys(
+            did for did, peer in self._peers.items() if not peer.verified
+        )
         self._verified_any = any(peer.verified for peer in self._peers.values())
         self._outbox: dict[MessageId, Outgoing] = {outgoing.id: outgoing for outgoing in state.outbox}
         self._queues: dict[Did, deque[MessageId]] = {}
@@ -343,6 +346,11 @@ class ClientCore:
         self.features = features
         self._events.append(Connected(features))
         for peer, queue in list(self._queues.items()):
+            knock = self.peer(peer).knock_frame
+            if knock is not None:
+                # It may have been saved and never written. Twice is harmless: the relay knows the id, and a peer that
+                # has let it in answers as before.
+                self._writes.append(knock)
             for message in queue:
                 outgoing = self._outbox[message]
                 # Written to the lost connection and not confirmed: the same bytes again, the relay knows the id.
@@ -405,12 +413,13 @@ class ClientCore:
         session, opening = Session.initiate(
             self.profile.identity, self.profile.did, did, bundle, self._dialect_for(peer), self._entropy
         )
-        peer = peer.opened_by_us(session, knock, self.limits.sessions_per_peer)
+        establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), opening.one_time_key_id)
+        frame = encode(frames.Knock(self.profile.did, did, knock, timestamp(now.utc), establishment))
+        peer = peer.opened_by_us(session, knock, frame, self.limits.sessions_per_peer)
         if not commits_to_key(did):
             peer = replace(peer, pinned=bundle.identity_key)
         self._keep_peer(peer)
-        establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), opening.one_time_key_id)
-        self._write(frames.Knock(self.profile.did, did, knock, timestamp(now.utc), establishment))
+        self._writes.append(frame)
         self._pump(did, now)
 
     def bundle(self, did: Did, bundle: PrekeyBundle, now: Instant, hint: Dialect | None = None) -> None:
@@ -911,8 +920,24 @@ class ClientCore:
             self._write(frames.Ack(MessageId(message)))
 
     def _keep_peer(self, peer: Peer) -> None:
+        known = peer.did in self._peers
         self._peers[peer.did] = peer
         self._changes.peers[peer.did] = peer
+        if peer.verified:
+            self._strangers.pop(peer.did, None)
+        elif not known:
+            self._strangers[peer.did] = None
+            self._forget_strangers()
+
+    def _forget_strangers(self) -> None:
+        """Keep those who knock and never say anything from filling memory and disk; the oldest go first."""
+        for did in list(self._strangers):
+            if len(self._strangers) <= self.limits.strangers:
+                return
+            if did not in self._queues and self._peers[did].knock_id is None and self._peers[did].pinned is None:
+                del self._strangers[did]
+                del self._peers[did]
+                self._changes.peers[did] = None
 
     def _keep_outgoing(self, outgoing: Outgoing) -> None:
         self._outbox[outgoing.id] = outgoing

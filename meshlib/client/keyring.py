@@ -46,6 +46,11 @@ class Keyring:
         """Signed prekeys an opening may have meant, the current one first."""
         return tuple(dated.prekey for dated in self.signed)
 
+    @property
+    def runs_low(self) -> bool:
+        """Whether so many one-time keys were used that the registry may have few left."""
+        return len(self.one_time) < self.policy.top_up_below
+
     def refresh(self, now: Instant) -> bool:
         """Forget signed prekeys past their time. Returns whether a new one is due."""
         lifetime = self.policy.rotate_after + self.policy.usable_after_rotation

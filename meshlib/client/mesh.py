@@ -7,10 +7,11 @@ and facts are told. Leaves every decision about frames to :mod:`meshlib.client.c
 import logging
 import os
 import random
+import ssl
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -48,6 +49,7 @@ from meshlib.errors import (
     RegistryRefused,
     RelayRefused,
     ServiceError,
+    StoreError,
     TransportError,
 )
 from meshlib.identity import Did, Identity, parse_did
@@ -62,6 +64,8 @@ NAMES_REMEMBERED = 1_000
 """Resolved display names kept, so that a chatty agent does not ask the registry for every message."""
 NAME_LIFETIME = 60.0
 """Seconds a resolved name stays valid: a name may move to another agent."""
+PRESENCE_EVERY = 60.0
+"""Seconds between signs of life to the registry, which calls an agent online for 90 after the last."""
 _FINAL = (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED)
 _PROGRESS = (
     DeliveryState.QUEUED,
@@ -184,7 +188,7 @@ class MeshClient:
         self._wanted = True
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
-        self._prekeys_due = anyio.Event()
+        self._broken: StoreError | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -192,14 +196,13 @@ class MeshClient:
         try:
             await self._enter()
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                await self._stack.__aexit__(type(error), error, error.__traceback__)
+            await self._stack.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
 
     async def _enter(self) -> None:
         config = self.config
-        store: Store = self._given_store or await anyio.to_thread.run_sync(open_store, config.store)
+        store = self._given_store or await anyio.to_thread.run_sync(open_store, config.store)
         self._store = store
         self._stack.callback(store.close)
         saved = await anyio.to_thread.run_sync(store.load)
@@ -225,7 +228,10 @@ class MeshClient:
         )
         self._core = ClientCore(profile, saved, os.urandom, config.limits, config.timeouts, config.prekeys)
         options = RegistryOptions(
-            timeout=config.timeouts.registry, bound_requests=config.extensions, tls=config.tls, proxy=config.proxy
+            timeout=config.timeouts.registry,
+            bound_requests=config.extensions,
+            tls=config.tls or (ssl.create_default_context() if config.registry_url.startswith("https") else None),
+            proxy=config.proxy,
         )
         signer = Signer.of(identity, did)
         registry = RegistryClient(config.registry_url, signer=signer, options=options)
@@ -234,10 +240,10 @@ class MeshClient:
         self._stack.push_async_exit(self._leave)
         if config.register:
             await self._register()
-        self._tasks.start_soon(self._keep_connected)
-        self._tasks.start_soon(self._keep_time)
+        self._spawn(self._keep_connected)
+        self._spawn(self._keep_time)
         if config.register:
-            self._tasks.start_soon(self._keep_prekeys)
+            self._spawn(self._keep_registered)
         await self.connect()
 
     async def __aexit__(
@@ -251,15 +257,19 @@ class MeshClient:
         """Say goodbye and end the tasks. What the caller's block raised stays what it is, in no exception group."""
         tasks = self._tasks
         assert tasks is not None
-        with anyio.move_on_after(self.config.timeouts.close, shield=True):
-            await self.disconnect()
-        tasks.cancel_scope.cancel()
-        for listener in list(self._listeners):
-            listener.close()
-        if isinstance(error, anyio.get_cancelled_exc_class()):
-            return await tasks.__aexit__(kind, error, trace)
-        await tasks.__aexit__(None, None, None)
-        return None
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        try:
+            with anyio.move_on_after(self.config.timeouts.close, shield=True):
+                await self.disconnect()
+                await self._unregister()
+        except MeshError as failure:
+            log.warning("leaving without a goodbye: %s", failure)
+        finally:
+            tasks.cancel_scope.cancel()
+            for listener in list(self._listeners):
+                listener.close()
+            swallowed = await tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
+        return swallowed if cancelled else None
 
     async def connect(self) -> None:
         """Connect, and stay connected. Waits until the relay takes our frames.
@@ -275,6 +285,8 @@ class MeshClient:
         with anyio.move_on_after(self.config.timeouts.connect + self.config.timeouts.proof):
             while core.link is not Link.UP:
                 changed = self._link_changed
+                if self._broken is not None:
+                    raise self._broken
                 if self._refused is not None:
                     raise self._refused
                 await changed.wait()
@@ -288,11 +300,16 @@ class MeshClient:
         """Say goodbye to the relay and stay away until :meth:`connect`. Messages wait in the outbox meanwhile."""
         core = self._open_core()
         self._wanted = False
-        if self._socket is not None:
+        socket = self._socket
+        if socket is not None:
             core.goodbye()
             await self._step()
-            with anyio.move_on_after(self.config.timeouts.close):
-                await self._socket.close()
+            with anyio.move_on_after(self.config.timeouts.close) as patience:
+                await socket.say_goodbye()
+                while self._socket is socket:
+                    await self._link_changed.wait()
+            if patience.cancelled_caught:
+                await socket.abort()
         self._announce_link()
 
     @property
@@ -418,6 +435,8 @@ class MeshClient:
         """Save what the core changed, then send what it wrote, then tell what happened."""
         core = self._open_core()
         async with self._saving:
+            if self._broken is not None:
+                raise self._broken
             changes = core.changes()
             writes = core.writes()
             if changes:
@@ -428,19 +447,26 @@ class MeshClient:
         for event in core.events():
             self._tell(event)
         for did in core.fetches():
-            assert self._tasks is not None
-            self._tasks.start_soon(self._fetch_bundle, did)
+            self._spawn(self._fetch_bundle, did)
         self._arrived.set()
         self._due.set()
 
     async def _save(self, changes: Changes) -> None:
         assert self._store is not None
-        if self._store.durable:
-            # Not abandoned on cancellation: a half-told core and a saved store must not part.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._store.save, changes)
-        else:
-            self._store.save(changes)
+        try:
+            if self._store.durable:
+                # Not abandoned on cancellation: a half-told core and a saved store must not part.
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._store.save, changes)
+            else:
+                self._store.save(changes)
+        except StoreError as error:
+            # The core is ahead of the disk now. Going on could send with keys that a restart would use again.
+            self._broken = error
+            if self._socket is not None:
+                await self._socket.abort()
+            self._announce_link()
+            raise
 
     async def _send(self, socket: WebSocket, writes: list[bytes]) -> None:
         try:
@@ -448,8 +474,7 @@ class MeshClient:
                 await socket.send(writes)
         except (Closed, TimeoutError):
             log.debug("the relay connection ended while sending")  # the reader sees the same end and reports it
-            with anyio.move_on_after(0, shield=True):
-                await socket.close()
+            await socket.abort()
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, DeliveryChanged):
@@ -458,8 +483,7 @@ class MeshClient:
                 receipt._advance(event.state, event.detail)
         elif isinstance(event, KnockReceived):
             if self.config.knock_policy is not accept_everyone:
-                assert self._tasks is not None
-                self._tasks.start_soon(self._ask_policy, event)
+                self._spawn(self._ask_policy, event)
         elif isinstance(event, Connected | Disconnected):
             if isinstance(event, Disconnected) and not event.retrying:
                 self._refused = RelayRefused(event.code, event.reason)
@@ -478,13 +502,25 @@ class MeshClient:
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
+    def _spawn(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a task until the client is left, or until its store fails; then every call of the caller says so."""
+
+        async def run() -> None:
+            try:
+                await task(*arguments)
+            except StoreError as error:
+                log.error("the client has stopped: %s", error)
+
+        assert self._tasks is not None
+        self._tasks.start_soon(run)
+
     async def _keep_connected(self) -> None:
         """Connect, read until the end, wait, again; for as long as a connection is wanted."""
         core = self._open_core()
         backoff = self.config.backoff
         ceiling = backoff.first
         while True:
-            while not self._wanted or self._refused is not None:
+            while not self._stay_connected():
                 await self._link_changed.wait()
             started = time.monotonic()
             try:
@@ -500,9 +536,12 @@ class MeshClient:
                 await self._converse(core, self._socket)
             if time.monotonic() - started >= backoff.stable_after:
                 ceiling = backoff.first
-            if self._wanted and self._refused is None:
+            if self._stay_connected():
                 await anyio.sleep(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
                 ceiling = min(ceiling * 2, backoff.last)
+
+    def _stay_connected(self) -> bool:
+        return self._wanted and self._refused is None
 
     async def _converse(self, core: ClientCore, socket: WebSocket) -> None:
         ended = Closed(1006, "")
@@ -526,10 +565,11 @@ class MeshClient:
         except Closed as error:
             ended = error
         finally:
-            self._socket = None
             core.closed(ended.code, ended.reason)
             with anyio.move_on_after(1, shield=True):
                 await socket.close()
+            self._socket = None
+            self._announce_link()
         await self._step()
 
     async def _keep_time(self) -> None:
@@ -543,14 +583,17 @@ class MeshClient:
             core.tick(self._now())
             await self._step()
 
-    async def _keep_prekeys(self) -> None:
-        """Ask now and then how many one-time keys are left, and publish what is missing."""
+    async def _keep_registered(self) -> None:
+        """Show the registry that we are there, and publish prekeys before they run out."""
+        check_at = time.monotonic() + self.config.prekeys.check_every
         while True:
-            with anyio.move_on_after(self.config.prekeys.check_every):
-                await self._prekeys_due.wait()
-                self._prekeys_due = anyio.Event()
+            await anyio.sleep(PRESENCE_EVERY)
             try:
-                await self._publish_prekeys()
+                if self.connected and self.config.dialect is not Dialect.AGT4:
+                    await self._open_registry().heartbeat(self.did)
+                if time.monotonic() >= check_at or self._open_core().keyring.runs_low:
+                    check_at = time.monotonic() + self.config.prekeys.check_every
+                    await self._publish_prekeys()
             except (ServiceError, TransportError) as error:
                 self._tell(FaultFound("registry", str(error)))
 
@@ -571,6 +614,13 @@ class MeshClient:
             if not registration.created:
                 await self._update_profile(capabilities, metadata)
         await self._publish_prekeys(at_start=True)
+
+    async def _unregister(self) -> None:
+        """Take back the registration of an agent whose key is gone with it: nobody could ever answer there."""
+        config = self.config
+        assert self._store is not None
+        if config.register and not self._store.durable and config.identity is None and config.dialect is Dialect.AGT5:
+            await self._open_registry().delete_agent(self.did)
 
     async def _update_profile(self, capabilities: list[str], metadata: dict[str, object]) -> None:
         """Tell a registry that knew us before what has changed; an upstream one cannot be told."""

@@ -95,6 +95,8 @@ class Peer:
     entry: Entry = Entry.IDLE
     knock_id: MessageId | None = None
     """The knock of ours that is out; only this one can be accepted or rejected."""
+    knock_frame: bytes | None = None
+    """That knock as it was written, to be written again on a new connection until it is answered."""
     counter: int = 0
     """Sessions and candidates seen so far, the source of ``opened``."""
     verified: bool = False
@@ -119,13 +121,14 @@ class Peer:
         """The strand of a session, if it is still kept."""
         return next((strand for strand in self.strands if strand.session.id == session_id), None)
 
-    def opened_by_us(self, session: Session, knock_id: MessageId, limit: int) -> "Peer":
+    def opened_by_us(self, session: Session, knock_id: MessageId, knock_frame: bytes, limit: int) -> "Peer":
         """The peer after we knocked with ``session``."""
         strand = Strand(session, self.counter)
         return replace(
             self.step(Wish.BUNDLE),
             strands=(strand, *self.strands)[:limit],
             knock_id=knock_id,
+            knock_frame=knock_frame,
             counter=self.counter + 1,
         )
 
@@ -138,7 +141,7 @@ class Peer:
     def rejected(self) -> "Peer":
         """The peer after it refused the knock that is out: the session it would have opened is gone."""
         strands = tuple(strand for strand in self.strands if strand.heard)
-        return replace(self.step(Wish.REJECTED), strands=strands, knock_id=None)
+        return replace(self.step(Wish.REJECTED), strands=strands, knock_id=None, knock_frame=None)
 
     def attempts(self, header: Header) -> Iterator[tuple[Session, Candidate | None]]:
         """Sessions that may read a message, the likeliest first. Each is tried on its own, verify then commit."""
@@ -164,7 +167,7 @@ class Peer:
             candidates = self.candidates
         rest = tuple(other for other in self.strands if other.session.id != session.id)
         answered = self.knock_id is not None and known is not None and not known.heard
-        peer = replace(self.step(Wish.ANSWERED), knock_id=None) if answered else self
+        peer = replace(self.step(Wish.ANSWERED), knock_id=None, knock_frame=None) if answered else self
         return replace(
             peer,
             candidates=candidates,
@@ -175,7 +178,7 @@ class Peer:
 
     def accepted(self) -> "Peer":
         """The peer after it answered the knock that is out with an accept."""
-        return replace(self.step(Wish.ANSWERED), knock_id=None)
+        return replace(self.step(Wish.ANSWERED), knock_id=None, knock_frame=None)
 
     def advanced(self, session: Session) -> "Peer":
         """The peer after we sent on ``session`` (its next state)."""
@@ -186,7 +189,7 @@ class Peer:
 
     def without_sessions(self) -> "Peer":
         """The peer after its sessions were dropped on purpose."""
-        return replace(self, strands=(), candidates=(), entry=Entry.IDLE, knock_id=None)
+        return replace(self, strands=(), candidates=(), entry=Entry.IDLE, knock_id=None, knock_frame=None)
 
 
 def _promote(strand: Strand, rest: tuple[Strand, ...]) -> tuple[Strand, ...]:

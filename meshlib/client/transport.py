@@ -171,13 +171,24 @@ class WebSocket:
                 parts = []
         self._partial = parts + self._partial
 
-    async def close(self, code: int = 1000) -> None:
-        """Say goodbye, wait for the answer, let go. The caller sets the deadline; cancelling lets go at once."""
-        try:
+    async def say_goodbye(self, code: int = 1000) -> None:
+        """Start an orderly close; whoever receives sees it end."""
+        async with self._sending:
             if self._protocol.state is State.OPEN:
-                async with self._sending:
-                    self._protocol.send_close(code)
-                    await self._flush_quietly()
+                self._protocol.send_close(code)
+                await self._flush_quietly()
+
+    async def abort(self) -> None:
+        """Let go at once; whoever receives sees it end."""
+        await anyio.aclose_forcefully(self._stream)
+
+    async def close(self, code: int = 1000) -> None:
+        """Say goodbye, wait for the answer, let go: for the task that receives, when it has stopped to.
+
+        The caller sets the deadline; cancelling lets go at once.
+        """
+        try:
+            await self.say_goodbye(code)
             while self._protocol.state is not State.CLOSED and await self._read():
                 self._protocol.events_received()
         finally:

@@ -63,7 +63,7 @@ class MemoryStore:
             self._signed = changes.signed_prekeys
         if changes.next_prekey_id is not None:
             self._next_prekey_id = changes.next_prekey_id
-        self._peers.update(changes.peers)
+        _apply(self._peers, changes.peers)
         _apply(self._one_time, changes.one_time_prekeys)
         _apply(self._outbox, changes.outbox)
         _apply(self._inbox, changes.inbox)

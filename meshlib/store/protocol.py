@@ -90,7 +90,7 @@ class Changes:
     """The complete new list, if it changed."""
     one_time_prekeys: dict[int, OneTimePrekey | None] = field(default_factory=dict)
     next_prekey_id: int | None = None
-    peers: dict[Did, Peer] = field(default_factory=dict)
+    peers: dict[Did, Peer | None] = field(default_factory=dict)
     outbox: dict[MessageId, Outgoing | None] = field(default_factory=dict)
     inbox: dict[InboxKey, Incoming | None] = field(default_factory=dict)
     seen: list[InboxKey] = field(default_factory=list)

@@ -184,13 +184,14 @@ class SqliteStore:
                 tuple(candidates.get(did, ())),
                 Entry(entry),
                 knock_id,
+                knock_frame,
                 counter,
                 bool(verified),
                 None if dialect is None else Dialect(dialect),
                 None if pinned is None else X25519Public(pinned),
             )
-            for did, entry, knock_id, counter, verified, dialect, pinned in self._rows(
-                "SELECT did, entry, knock_id, counter, verified, dialect, pinned FROM peer"
+            for did, entry, knock_id, knock_frame, counter, verified, dialect, pinned in self._rows(
+                "SELECT did, entry, knock_id, knock_frame, counter, verified, dialect, pinned FROM peer"
             )
         }
 
@@ -234,12 +235,14 @@ class SqliteStore:
             self.load()  # to know what the rows hold
         with self._database.transaction() as connection:
             self._save_keys(connection, changes)
-            self._save_peers(connection, changes.peers.values())
+            gone, there = _split(changes.peers)
+            self._save_peers(connection, there.values())
+            self._forget_peers(connection, gone)
             self._save_outbox(connection, changes.outbox)
             self._save_inbox(connection, changes.inbox)
             self._seen.append(connection, changes.seen)
             self._spent.append(connection, ((ek,) for ek in changes.spent_ephemerals))
-        self._peers.update(changes.peers)
+        _apply(self._peers, changes.peers)
         _apply(self._outbox, changes.outbox)
         _apply(self._inbox, changes.inbox)
         self._seen.committed()
@@ -281,6 +284,7 @@ class SqliteStore:
                     peer.did,
                     peer.entry.value,
                     peer.knock_id,
+                    peer.knock_frame,
                     peer.counter,
                     peer.verified,
                     peer.dialect,
@@ -297,8 +301,8 @@ class SqliteStore:
                 settled.append((peer.did,))
                 candidates.extend(_candidate_rows(peer))
         connection.executemany(
-            "INSERT OR REPLACE INTO peer (did, entry, knock_id, counter, verified, dialect, pinned)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO peer (did, entry, knock_id, knock_frame, counter, verified, dialect, pinned)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             facts,
         )
         connection.executemany("DELETE FROM strand WHERE peer = ? AND session = ?", ended)
@@ -314,6 +318,15 @@ class SqliteStore:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             candidates,
         )
+
+    def _forget_peers(self, connection: sqlite3.Connection, dids: Iterable[Did]) -> None:
+        keys = [(did,) for did in dids]
+        for statement in (
+            "DELETE FROM strand WHERE peer = ?",
+            "DELETE FROM candidate WHERE peer = ?",
+            "DELETE FROM peer WHERE did = ?",
+        ):
+            connection.executemany(statement, keys)
 
     def _strand_row(self, did: Did, place: int, strand: Strand) -> _Row:
         session_id = strand.session.id

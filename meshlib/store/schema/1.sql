@@ -26,13 +26,14 @@ CREATE TABLE one_time_prekey (
 );
 
 CREATE TABLE peer (
-    did      TEXT PRIMARY KEY,
-    entry    TEXT NOT NULL,
-    knock_id TEXT,
-    counter  INTEGER NOT NULL,
-    verified INTEGER NOT NULL,
-    dialect  TEXT,
-    pinned   BLOB
+    did         TEXT PRIMARY KEY,
+    entry       TEXT NOT NULL,
+    knock_id    TEXT,
+    knock_frame BLOB, -- public keys only
+    counter     INTEGER NOT NULL,
+    verified    INTEGER NOT NULL,
+    dialect     TEXT,
+    pinned      BLOB
 ) WITHOUT ROWID;
 
 CREATE TABLE strand (
