@@ -101,7 +101,7 @@ class TaskReadiness:
         self, fd: int, direction: int, wait: Callable[[int], Awaitable[None]], scope: trio.CancelScope
     ) -> None:
         with scope:
-            while True:
+            while not scope.cancel_called:  # the descriptor may be closed by now, and its number taken by another
                 try:
                     await wait(fd)
                 except trio.ClosedResourceError:
