@@ -119,6 +119,8 @@ class ClientConfig:
     registry_url: str = "http://127.0.0.1:8082"
     store: Path | str | None = None
     """Folder that keeps identity, prekeys, sessions and messages (mode 0700). ``None``: all in memory, gone at exit."""
+    passphrase: str | None = field(default=None, repr=False)
+    """Seals keys, sessions and messages in the store. Lost, nobody can open it again."""
     identity: Identity | None = None
     """Use this key instead of the store's. ``None``: the store's, or a new one."""
     did: str | None = None
@@ -135,7 +137,7 @@ class ClientConfig:
     """Peers we exchange unencrypted frames with. Never again once a peer has been verified."""
     peer_dialects: Mapping[str, Dialect] = field(default_factory=lambda: MappingProxyType({}))
     """Overrides how a session with a peer is opened."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Sent as ``token`` in connect, for relays behind an OAuth gateway."""
     tls: ssl.SSLContext | None = None
     """Own certificate authority or client certificate. ``None``: the system's trust store."""

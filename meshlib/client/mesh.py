@@ -202,7 +202,9 @@ class MeshClient:
 
     async def _enter(self) -> None:
         config = self.config
-        store = self._given_store or await anyio.to_thread.run_sync(open_store, config.store)
+        store = self._given_store
+        if store is None:
+            store = await anyio.to_thread.run_sync(open_store, config.store, config.passphrase)
         self._store = store
         self._stack.callback(store.close)
         saved = await anyio.to_thread.run_sync(store.load)

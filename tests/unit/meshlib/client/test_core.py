@@ -1,4 +1,4 @@
-"""The client core: what upstream loses, ours keeps. Numbers are rows of the list of field failures in docs/attacks.md."""
+"""The client core: what upstream loses, ours keeps. Numbers are rows of the field failures in docs/attacks.md."""
 
 import dataclasses
 

@@ -190,9 +190,8 @@ async def test_an_http_server_that_is_no_relay_is_named():
     def refuse(connection, request):
         return connection.respond(404, "nothing here")
 
-    with server(echo, process_request=refuse) as url:
-        with pytest.raises(TransportError, match="HTTP 404"):
-            await WebSocket.connect(url)
+    with server(echo, process_request=refuse) as url, pytest.raises(TransportError, match="HTTP 404"):
+        await WebSocket.connect(url)
 
 
 async def test_a_server_that_speaks_no_http_is_named():
@@ -220,15 +219,13 @@ async def test_tls_with_a_trusted_certificate(trusting, certificate):
 
 
 async def test_tls_with_an_unknown_authority_is_refused_and_explained(certificate):
-    with server(echo, ssl=certificate) as url:
-        with pytest.raises(TransportError, match="not trusted"):
-            await WebSocket.connect(url)
+    with server(echo, ssl=certificate) as url, pytest.raises(TransportError, match="not trusted"):
+        await WebSocket.connect(url)
 
 
 async def test_tls_for_another_name_is_refused(trusting, certificate):
-    with server(echo, ssl=certificate) as url:
-        with pytest.raises(TransportError, match="not trusted"):
-            await WebSocket.connect(url.replace("localhost", "127.0.0.1"), tls=trusting)
+    with server(echo, ssl=certificate) as url, pytest.raises(TransportError, match="not trusted"):
+        await WebSocket.connect(url.replace("localhost", "127.0.0.1"), tls=trusting)
 
 
 async def test_through_an_http_proxy():
