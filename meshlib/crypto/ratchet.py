@@ -253,7 +253,7 @@ def decrypt(
         turn, sending, receiving, backlog = state
         if header.n == receiving.n and header.dh == turn.remote:
             key, following = kdf_chain(receiving.key)
-            plaintext = _open(key, ciphertext, authenticated)
+            plaintext = unseal(key, ciphertext[:NONCE_SIZE], ciphertext[NONCE_SIZE:], authenticated)
             return Established(turn, sending, Chain(following, receiving.n + 1), backlog), plaintext
         kept = backlog.skipped.get((header.dh, header.n))
         if kept is not None:

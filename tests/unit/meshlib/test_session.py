@@ -15,7 +15,7 @@ from meshlib.crypto.ratchet import Header
 from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import MeshError, NotAuthentic, PeerError, SessionNotReady, UnknownPrekey, WeakKey
 from meshlib.identity import Did, Identity
-from meshlib.session import Role, Session, candidates, check_opening
+from meshlib.session import Role, Session, candidates, check_opening, opening_ids
 
 ALICE, BOB, MALLORY = (Identity.generate(os.urandom) for _ in range(3))
 SIGNED, RETIRED = (make_signed_prekey(BOB, number, os.urandom) for number in (9, 8))
@@ -71,6 +71,14 @@ def test_both_sides_know_the_session_by_one_id_and_no_other_session_has_it():
         answered(opening._replace(one_time_key_id=OTHER.key_id), one_time=OTHER),
     ]
     assert len({session.id for session in [first, *others]}) == 6
+
+
+def test_ids_of_what_an_opening_led_to_are_known_without_its_one_time_key():
+    _, opening = opened()
+    ids = opening_ids(BOB, BOB.did, ALICE.did, opening, (SIGNED, RETIRED), Dialect)
+    guesses = candidates(BOB, BOB.did, ALICE.did, opening, (SIGNED, RETIRED), ONE_TIME, Dialect)
+    assert ids == {guess.id for guess in guesses}
+    assert len(ids) == 4
 
 
 def test_session_says_who_and_how():
