@@ -1,8 +1,11 @@
 """The Double Ratchet: what is new is read once, everything else is refused and changes nothing."""
 
+import hmac
 import os
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from meshlib.crypto import ratchet
 from meshlib.crypto.keys import SecretBytes, X25519Private
@@ -516,6 +519,29 @@ def test_keys_of_known_chains_are_recognised():
 
 
 # --- secrecy --------------------------------------------------------------------------------------------------------
+
+
+def test_derivations_are_these_bytes():
+    """Made with another library from the text of the specification."""
+    root, agreement = bytes(range(32)), bytes(range(32, 64))
+    library = HKDF(hashes.SHA256(), 64, root, b"AgentMesh_Ratchet_v1").derive(agreement)
+    assert b"".join(map(bytes, ratchet.kdf_root(SecretBytes(root), agreement))) == library
+    message, following = ratchet.kdf_chain(SecretBytes(root))
+    assert message == hmac.digest(root, b"\x01", "sha256")
+    assert bytes(following) == hmac.digest(root, b"\x02", "sha256")
+
+
+def test_skipped_messages_have_the_keys_they_would_have_had():
+    alice, bob = talking()
+    chain = alice.state.sending.key
+    for _ in range(3):
+        alice.send()
+    bob.read(alice.send())
+    expected = []
+    for _ in range(3):
+        key, chain = ratchet.kdf_chain(chain)
+        expected.append(key)
+    assert [bytes(key) for key in bob.state.backlog.skipped.values()] == expected
 
 
 def test_message_keys_do_not_repeat():

@@ -3,6 +3,8 @@
 import os
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from meshlib.crypto import x3dh
 from meshlib.crypto.keys import X25519Private, X25519Public
@@ -17,7 +19,7 @@ ONE_TIME, OTHER = make_one_time_prekeys(5, 2, os.urandom)
 LOW_ORDER = X25519Public(bytes(32))
 
 
-def nothing(size):
+def nothing(*_):
     raise AssertionError("nothing may be drawn")
 
 
@@ -48,6 +50,15 @@ def test_secret_depends_on_every_key_and_on_the_dialect():
         initiate()[0].secret,
     }
     assert len(secrets) == 9
+
+
+def test_derivations_are_these_bytes():
+    """HKDF-SHA256 of 96 bytes 00 to 5f, made with another library."""
+    agreements = bytes(range(96))
+    ff = b"\xff" * 32
+    for dialect, salt, ikm in ((Dialect.AGT5, bytes(32), ff + agreements), (Dialect.AGT4, ff, agreements)):
+        library = HKDF(hashes.SHA256(), 32, salt, b"AgentMesh_X3DH_v1").derive(ikm)
+        assert bytes(x3dh.derive(dialect, agreements)) == library
 
 
 def test_all_answers_are_those_given_one_by_one():
@@ -96,8 +107,9 @@ def test_one_time_key_nobody_named_is_a_mistake_of_the_caller():
 
 @pytest.mark.parametrize("place", ["ik", "ek"])
 @pytest.mark.parametrize("one_time", [None, ONE_TIME])
-def test_low_order_key_in_an_opening_is_weak(place, one_time):
+def test_low_order_key_in_an_opening_is_weak_before_any_agreement(place, one_time, monkeypatch):
     _, opening = initiate(one_time)
+    monkeypatch.setattr(x3dh, "x25519", nothing)
     with pytest.raises(WeakKey):
         x3dh.respond(BOB, opening._replace(**{place: LOW_ORDER}), SIGNED, one_time, Dialect.AGT5)
 
