@@ -1,11 +1,12 @@
 """What holds for every test: nothing is left out where all must run, and node tests say loudly when they cannot."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from demo.node import MissingNode, find_node
+from tests.commands import Servers, mesh_up
 
 _ALL_MUST_RUN = os.environ.get("CI", "").lower() in ("true", "1", "yes")
 _NODE = find_node()
@@ -48,3 +49,10 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} was skipped, and CI=true allows no skips: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """A relay and a registry for all tests of commands, examples and documents."""
+    with mesh_up(tmp_path_factory.mktemp("servers")) as started:
+        yield started

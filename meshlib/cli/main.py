@@ -27,6 +27,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: {message} (try: {self.prog} --help)\n")
 
 
+class _Intermixed(_Parser):
+    """Takes options between a required and an optional argument, too: ``mesh send bob --wait stored hello``."""
+
+    _parsing = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloads of the base
+        if self._parsing:  # the intermixed parser calls us again, for one kind of arguments at a time
+            return super().parse_known_args(args, namespace)
+        self._parsing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._parsing = False
+
+
 def run(argv: Sequence[str], environment: Mapping[str, str], out: TextIO, err: TextIO) -> int:
     """Run one command.
 
@@ -75,7 +90,7 @@ def parser() -> _Parser:
         formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"mesh {_version()}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Intermixed)
 
     def add(
         name: str, summary: str, command: str, *, into: "argparse._SubParsersAction[_Parser]" = commands

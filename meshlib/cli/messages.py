@@ -110,7 +110,7 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
     policy = accept_only(*(parse_did(one) for one in arguments.only)) if arguments.only else accept_everyone
 
     async def main() -> int:
-        failure: list[MeshError] = []
+        failure: list[Exception] = []
         code = Exit.OK
         async with online(settings, policy) as client:
             console.note(
@@ -121,7 +121,10 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
             )
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_watch, client, console, failure, tasks.cancel_scope)
-                code = await _print_messages(client, arguments, console)
+                try:
+                    code = await _print_messages(client, arguments, console)
+                except (MeshError, OSError) as error:
+                    failure.append(error)  # raised outside of the group, as itself
                 tasks.cancel_scope.cancel()
         if failure:
             raise failure[0]
@@ -168,7 +171,7 @@ def _print(message: Message, console: Console) -> None:
     console.say(f"{'  '.join(head + marks)}\n{' ' * 10}{text}")
 
 
-async def _watch(client: MeshClient, console: Console, failure: list[MeshError], scope: anyio.CancelScope) -> None:
+async def _watch(client: MeshClient, console: Console, failure: list[Exception], scope: anyio.CancelScope) -> None:
     """Tell when the connection goes and comes; end when it will not come again."""
     async for event in client.events():
         match event:

@@ -42,6 +42,7 @@ class Server:
         self.url = ""
         argv = [sys.executable, "-m", f"mesh_{role}", "serve", "--host", arguments.host, "--port", str(port)]
         argv += ["--store", str(store), *(["--allow-legacy"] if arguments.allow_legacy else [])]
+        argv += ["--log-level", "info" if getattr(arguments, "verbose", False) else "warning"]
         self._process = subprocess.Popen(  # noqa: S603 - our own module with checked arguments
             argv,
             stdin=subprocess.DEVNULL,
