@@ -7,6 +7,7 @@ import enum
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from interop.processes import Peer
 from interop.stacks import Stack
@@ -32,7 +33,7 @@ class Client(enum.StrEnum):
 
 
 @contextlib.asynccontextmanager
-async def agent(stack: Stack, client: Client, name: str, relay: str, **options: object) -> AsyncIterator[Peer]:
+async def agent(stack: Stack, client: Client, name: str, relay: str, **options: Any) -> AsyncIterator[Peer]:
     """An agent of that kind, connected and registered under its name."""
     async with Peer.running(name, client.argv) as peer:
         await peer.expect("ready")

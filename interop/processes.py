@@ -48,6 +48,7 @@ class Child:
         self._process = process
         self._errors: deque[str] = deque(maxlen=12)
         self._tasks: list[asyncio.Task[None]] = []
+        self._outputs = 2
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -110,7 +111,9 @@ class Child:
     async def _read(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
         async for line in stream:
             take(line.decode(errors="replace").rstrip("\n"))
-        self._on_silence()
+        self._outputs -= 1
+        if self._outputs == 0:
+            self._on_silence()
 
     def _on_output(self, line: str) -> None:
         self._errors.append(line)
@@ -119,7 +122,7 @@ class Child:
         self._errors.append(line)
 
     def _on_silence(self) -> None:
-        """One of the outputs has ended, and the process most likely with it."""
+        """Both outputs have ended, and the process with them."""
 
 
 class Server(Child):
@@ -131,12 +134,14 @@ class Server(Child):
         self._address: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
 
     async def address(self, patience: float = DEADLINE) -> tuple[str, int]:
-        waiting = asyncio.ensure_future(self._process.wait())
-        done, _ = await asyncio.wait({self._address, waiting}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._address not in done:
-            raise Missing(f"{self.label} does not listen:\n{self.errors}")
-        return self._address.result()
+        try:
+            return await asyncio.wait_for(self._address, patience)
+        except TimeoutError:
+            raise Missing(f"{self.label} does not listen:\n{self.errors}") from None
+
+    def _on_silence(self) -> None:
+        if not self._address.done():
+            self._address.set_exception(Missing(f"{self.label} has ended:\n{self.errors}"))
 
     def _on_output(self, line: str) -> None:
         super()._on_output(line)
@@ -202,7 +207,8 @@ class Peer(Child):
         """Have the peer do something and wait until it says it has."""
         assert self._process.stdin is not None
         number = next(self._ids)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         line = json.dumps({"cmd": command, "id": number, **arguments})
         try:
             self._process.stdin.write(line.encode() + b"\n")
@@ -216,8 +222,12 @@ class Peer(Child):
             raise PeerFailed(self.label, command, said["error"])
         return said
 
-    async def expect(self, event: str, *, patience: float = DEADLINE, **fields: object) -> Event:
-        """The earliest event of that name with those fields that nobody has taken yet."""
+    async def expect(
+        self, event: str, *, sender: Peer | None = None, patience: float = DEADLINE, **fields: object
+    ) -> Event:
+        """The earliest event of that name, sender and fields that nobody has taken yet."""
+        if sender is not None:
+            fields["from"] = sender.did
 
         def taken() -> Event | None:
             for index, said in enumerate(self._events):
@@ -240,7 +250,7 @@ class Peer(Child):
 
     async def payloads(self, sender: Peer, count: int = 1, *, patience: float = DEADLINE) -> list[Any]:
         """The next `count` payloads from a peer in the order of their arrival. Bytes come as bytes."""
-        return [value_of(await self.expect("message", patience=patience, **{"from": sender.did})) for _ in range(count)]
+        return [value_of(await self.expect("message", patience=patience, sender=sender)) for _ in range(count)]
 
 
 def value_of(message: Event) -> Any:

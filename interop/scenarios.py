@@ -85,10 +85,10 @@ async def first_message(pair: Pair) -> None:
     """Knock, first message, reply, and the ratchet turns a few times."""
     await pair.first.call("establish", peer=pair.second.did)
     await deliver(pair.first, pair.second, "first")
-    await pair.second.expect("knock", **{"from": pair.first.did})
-    await pair.second.expect("verified", **{"from": pair.first.did})
+    await pair.second.expect("knock", sender=pair.first)
+    await pair.second.expect("verified", sender=pair.first)
     await deliver(pair.second, pair.first, "reply")
-    await pair.first.expect("verified", **{"from": pair.second.did})
+    await pair.first.expect("verified", sender=pair.second)
     for turn in range(3):
         await deliver(pair.first, pair.second, {"turn": turn})
         await deliver(pair.second, pair.first, {"turn": turn}, "and another")

@@ -36,7 +36,7 @@ def python() -> Path:
         if not installed.exists() or installed.read_text() != wanted:
             print("installing upstream's relay and registry", file=sys.stderr)
             venv.create(home, clear=True, with_pip=True)
-            pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip: list[str | Path] = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
             installed.write_text(wanted)
     return interpreter
@@ -45,7 +45,7 @@ def python() -> Path:
 @contextlib.asynccontextmanager
 async def serving(name: str) -> AsyncIterator[str]:
     """`relay` or `registry` on a free port; yields its address as `host:port`."""
-    argv = [python(), "-m", f"agentmesh.{name}", "--host", "127.0.0.1", "--port", "0"]
+    argv: list[str | Path] = [python(), "-m", f"agentmesh.{name}", "--host", "127.0.0.1", "--port", "0"]
     async with Server.running(f"upstream {name}", argv) as server:
         server.find_address = _uvicorn_address
         host, port = await server.address(patience=30)
