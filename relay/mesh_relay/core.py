@@ -359,7 +359,7 @@ class RelayCore:
         link.open = False
         self._unproven.pop(link, None)
         binding = self._bindings.pop(link, None)
-        if binding is not None and binding.mailbox.binding is binding:
+        if binding is not None:
             binding.mailbox.binding = None
             self._drop_if_idle(binding.mailbox)
 
@@ -493,7 +493,6 @@ class RelayCore:
         before = mailbox.binding
         if before is not None:
             bucket = before.bucket
-            mailbox.binding = None
             self.counters.replaced += 1
             self._close(before.link, REPLACED, "replaced by a newer connection of this DID")
         else:

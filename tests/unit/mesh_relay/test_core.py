@@ -221,6 +221,58 @@ def test_a_reader_that_stalls_while_catching_up_gets_each_frame_once() -> None:
     assert relay.ids(bob) == [str(number) for number in range(50)]
 
 
+def test_a_retransmission_while_its_recipient_catches_up_is_not_delivered_twice(relay: Relay) -> None:
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.commit()
+    bob = relay.join(BOB)
+    work = relay.core.take_work(relay.now)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.commit()
+    assert relay.ids(bob) == ["1", "2"]
+    assert relay.core.kept[0] == 2
+
+
+def test_catching_up_with_what_is_in_memory_minds_the_slow_reader() -> None:
+    relay = Relay(outgoing_high=1000, outgoing_low=100)
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "first"))
+    bob = relay.join(BOB)
+    relay.stalled.add(bob)
+    work = relay.core.take_work(relay.now, everything=True)
+    relay.say(alice, *(message(BOB.did, str(number), body="x" * 100) for number in range(50)))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    assert 1 < len(relay.ids(bob)) < 10
+    relay.drain(bob)
+    relay.commit()
+    assert relay.ids(bob) == ["first", *(str(number) for number in range(50))]
+
+
+def test_a_page_for_a_connection_that_is_gone_is_not_pushed(relay: Relay) -> None:
+    relay.say(relay.join(ALICE), message(BOB.did, "1"))
+    relay.commit()
+    bob = relay.join(BOB)
+    work = relay.core.take_work(relay.now)
+    relay.core.lost(bob)
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    assert relay.got[bob] == []
+    again = relay.join(BOB)
+    relay.commit()
+    assert relay.ids(again) == ["1"]
+
+
+def test_a_page_that_could_not_be_read_is_read_again(relay: Relay) -> None:
+    relay.say(relay.join(ALICE), message(BOB.did, "1"))
+    relay.commit()
+    bob = relay.join(BOB)
+    relay.core.failed(relay.core.take_work(relay.now))
+    relay.commit()
+    assert relay.ids(bob) == ["1"]
+
+
 # --- acks -------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +321,15 @@ def test_an_ack_means_all_pushed_frames_of_its_id_unless_it_names_the_sender(
     assert len(relay.receipts(alice) + relay.receipts(carol)) == 2 - left
     relay.commit()
     assert len(relay.inbox.open().usage) == left
+
+
+def test_an_ack_naming_another_sender_removes_nothing(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(bob, ack("1", **{"from": CAROL.did}))
+    assert relay.core.kept[0] == 1
+    relay.say(bob, ack("1", **{"from": ALICE.did}))
+    assert relay.core.kept[0] == 0
 
 
 def test_an_ack_that_comes_on_the_next_connection_counts_and_prevents_the_replay(relay: Relay) -> None:
@@ -512,6 +573,25 @@ def test_an_expired_frame_is_not_delivered_before_the_sweeper_comes(relay: Relay
     restarted.say(restarted.join(ALICE), message(BOB.did, "3"))
     restarted.commit()
     assert restarted.ids(bob) == ["3"]
+
+
+def test_a_frame_acked_while_it_expires_is_counted_once(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    for _ in range(60):
+        relay.commit()
+        relay.wait(61)
+        relay.say(alice, ack("alive"))
+        relay.say(bob, ack("alive"))
+    work = relay.core.take_work(relay.now)
+    assert work.sweep is not None
+    relay.say(bob, ack("1"))
+    done = relay.inbox.run(work)
+    assert [removed.id for removed in done.expired] == ["1"]
+    relay.core.stored(work, done, relay.now)
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.receipts(alice) == [("1", "stored"), ("1", "delivered")]
 
 
 def test_a_sweep_takes_as_many_rounds_as_it_needs() -> None:
