@@ -23,23 +23,20 @@ _EPILOG = "exit status: " + ", ".join(f"{code.value} {meaning}" for code, meanin
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(Exit.USAGE, f"{self.prog}: {message} (try: {self.prog} --help)\n")
-
-
-class _Intermixed(_Parser):
-    """Takes options between a required and an optional argument, too: ``mesh send bob --wait stored hello``."""
-
-    _parsing = False
+    intermixed = False
+    """Take options between a required and an optional argument, too: ``mesh send bob --wait stored hello``."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloads of the base
-        if self._parsing:  # the intermixed parser calls us again, for one kind of arguments at a time
+        if not self.intermixed:
             return super().parse_known_args(args, namespace)
-        self._parsing = True
+        self.intermixed = False  # the intermixed parser calls us again, for one kind of arguments at a time
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
-            self._parsing = False
+            self.intermixed = True
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(Exit.USAGE, f"{self.prog}: {message} (try: {self.prog} --help)\n")
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str], out: TextIO, err: TextIO) -> int:
@@ -90,7 +87,7 @@ def parser() -> _Parser:
         formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"mesh {_version()}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Intermixed)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
         name: str, summary: str, command: str, *, into: "argparse._SubParsersAction[_Parser]" = commands
@@ -114,6 +111,7 @@ def parser() -> _Parser:
     add("show", "show this agent's DID and public key", "identity:show", into=verbs)
 
     send = add("send", "send a message", "messages:send")
+    send.intermixed = True
     send.add_argument("peer", help="display name or DID")
     send.add_argument("text", nargs="?", help="the message; - or nothing reads standard input")
     send.add_argument("--file", metavar="PATH", help="send what is in a file")
