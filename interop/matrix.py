@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from interop import scenarios, stacks
 from interop.agents import Client, agent
 from interop.proxy import Proxy
-from interop.scenarios import Group, Limit, Pair
+from interop.scenarios import Group, Limit, Pair, Scenario
 from interop.stacks import Servers, Stack
 
 
@@ -57,6 +57,7 @@ class Check:
     second: Client
     outcome: Outcome
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,24 @@ async def _run(stack: Stack, first: Client, second: Client, group: Group, suffix
         pair = Pair(stack, proxy, alice, bob, first, second)
         broken = ""
         for name, scenario in group.scenarios.items():
-            if broken:
-                checks.append(Check(name, first, second, Outcome.FAILED, f"not reached: {broken} failed"))
-                continue
-            try:
-                await scenario(pair)
-            except Limit as limit:
-                checks.append(Check(name, first, second, Outcome.LIMIT, str(limit)))
-            except AssertionError as problem:
-                broken = name
-                checks.append(Check(name, first, second, Outcome.FAILED, str(problem)))
-            else:
-                checks.append(Check(name, first, second, Outcome.OK))
+            started = time.monotonic()
+            outcome, detail = (
+                await _attempt(scenario, pair) if not broken else (Outcome.FAILED, f"not reached: {broken}")
+            )
+            checks.append(Check(name, first, second, outcome, detail, round(time.monotonic() - started, 2)))
+            if outcome is Outcome.FAILED:
+                broken = broken or f"{name} failed"
     return checks
+
+
+async def _attempt(scenario: Scenario, pair: Pair) -> tuple[Outcome, str]:
+    try:
+        await scenario(pair)
+    except Limit as limit:
+        return Outcome.LIMIT, str(limit)
+    except AssertionError as problem:
+        return Outcome.FAILED, str(problem)
+    return Outcome.OK, ""
 
 
 def table(results: Iterable[CellResult]) -> str:
