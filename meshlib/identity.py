@@ -125,8 +125,6 @@ class Identity:
         Raises:
             InvalidValue: another length, or the public key is not that of the seed.
         """
-        if len(secret) not in (32, 64):
-            raise InvalidValue("an Ed25519 secret key has 32 or 64 bytes")
         identity = cls(Ed25519Private(secret[:32]))
         if identity.public_key != Ed25519Public(public) or secret[32:] not in (b"", public):
             raise InvalidValue("the Ed25519 public key does not belong to the secret key")

@@ -7,8 +7,8 @@ Owns what makes a bundle believable. Leaves key lifetimes to :mod:`meshlib.clien
 from typing import NamedTuple
 
 from meshlib.crypto.keys import Ed25519Public, Entropy, X25519Private, X25519Public
-from meshlib.crypto.primitives import SIGNATURE_SIZE, constant_time_equal, refuse_low_order, verify
-from meshlib.errors import MalformedFrame, NotAuthentic, WeakKey
+from meshlib.crypto.primitives import constant_time_equal, refuse_low_order, verify
+from meshlib.errors import MalformedFrame, NotAuthentic
 from meshlib.identity import Did, Identity, check_did, commits_to_key, to_x25519
 
 
@@ -88,17 +88,12 @@ def verify_bundle(bundle: PrekeyBundle, did: Did) -> None:
     """
     if (bundle.one_time_prekey is None) != (bundle.one_time_prekey_id is None):
         raise MalformedFrame("a bundle names a one-time prekey by id and key, or not at all")
-    if len(bundle.signed_prekey_signature) != SIGNATURE_SIZE:
-        raise NotAuthentic(f"a prekey signature has {SIGNATURE_SIZE} bytes, not {len(bundle.signed_prekey_signature)}")
     if commits_to_key(did):
         check_did(did, bundle.identity_key_ed)
     for key in (bundle.identity_key, bundle.signed_prekey, bundle.one_time_prekey):
         if key is not None:
             refuse_low_order(bytes(key))
-    try:
-        converted = to_x25519(bundle.identity_key_ed)
-    except WeakKey:
-        raise WeakKey("the bundle's Ed25519 identity key is no point of the prime-order group") from None
+    converted = to_x25519(bundle.identity_key_ed)
     verify(bundle.identity_key_ed, bytes(bundle.signed_prekey), bundle.signed_prekey_signature)
     if not constant_time_equal(bytes(converted), bytes(bundle.identity_key)):
         raise NotAuthentic("the bundle's X25519 identity key does not belong to its Ed25519 key")

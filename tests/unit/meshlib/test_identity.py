@@ -136,6 +136,13 @@ def test_what_is_no_did_is_refused(text):
         parse_did(text)
 
 
+def test_longest_did_has_256_characters():
+    longest = "did:mesh:" + "a" * 247
+    assert parse_did(longest) == longest
+    with pytest.raises(InvalidValue):
+        parse_did(longest + "a")
+
+
 def test_only_mesh_dids_commit_to_a_key():
     assert commits_to_key(Did("did:mesh:x"))
     assert not commits_to_key(Did("did:agentmesh:x"))
@@ -159,7 +166,15 @@ def test_identity_of_halves_that_do_not_belong_together_is_refused():
     """Signing with a foreign public half gives away the private one."""
     identity, other = Identity.generate(os.urandom), Identity.generate(os.urandom)
     secret, public, foreign = bytes(identity.signing_key), bytes(identity.public_key), bytes(other.public_key)
-    for pair in ((secret, foreign), (secret + foreign, foreign), (secret + foreign, public), (secret[:31], public)):
+    for pair in (
+        (secret, foreign),
+        (secret + foreign, foreign),
+        (secret + foreign, public),
+        (secret[:31], public),
+        (secret + public + public, public),
+        (secret + b"\x00", public),
+        (b"", public),
+    ):
         with pytest.raises(InvalidValue):
             Identity.from_secret(*pair)
 

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import logging
 import os
+import random
 import traceback
 
 import pytest
@@ -71,6 +72,15 @@ def test_both_sides_know_the_session_by_one_id_and_no_other_session_has_it():
         answered(opening._replace(one_time_key_id=OTHER.key_id), one_time=OTHER),
     ]
     assert len({session.id for session in [first, *others]}) == 6
+
+
+def test_id_is_made_the_same_way_by_every_version():
+    """Stores keep ids; a peer of another version must come to the same one."""
+    entropy = random.Random(7).randbytes
+    alice, bob = (Identity.generate(entropy) for _ in range(2))
+    bundle = make_bundle(bob, make_signed_prekey(bob, 1, entropy), make_one_time_prekeys(5, 1, entropy)[0])
+    session, _ = Session.initiate(alice, alice.did, bob.did, bundle, Dialect.AGT5, entropy)
+    assert session.id.hex() == "cbd87040be4ea67cddb67f5ed93c84a85925da07253369c85f05a03b19e8beba"
 
 
 def test_ids_of_what_an_opening_led_to_are_known_without_its_one_time_key():

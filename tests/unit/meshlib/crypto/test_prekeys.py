@@ -86,7 +86,7 @@ def test_low_order_key_in_any_place_is_weak(place):
 
 def test_ed25519_key_of_small_order_is_weak():
     identity_point = Ed25519Public((1).to_bytes(32, "little"))
-    with pytest.raises(NotAuthentic):
+    with pytest.raises(WeakKey):
         verify_bundle(BUNDLE._replace(identity_key_ed=identity_point), LEGACY)
 
 
