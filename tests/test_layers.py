@@ -1,0 +1,301 @@
+"""Imports point up the table only. The table is this test; docs/architecture.md explains it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "meshlib": ROOT / "meshlib",
+    "mesh_relay": ROOT / "relay/mesh_relay",
+    "mesh_registry": ROOT / "registry/mesh_registry",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: which modules it holds and what they may import besides their own layer and the standard library."""
+
+    modules: tuple[str, ...]
+    ours: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    """Parts of the standard library it must not touch."""
+
+
+IO = ("socket", "asyncio", "threading", "subprocess", "sqlite3", "urllib.request", "http.client", "selectors")
+CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
+
+IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors")
+SESSION = ("meshlib.session", "meshlib.snapshot")
+WIRE = ("meshlib.wire",)
+CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.config", "meshlib.client.events")
+CORES = ("meshlib.client.core", "meshlib.client.peers", "meshlib.client.keyring")
+STORES = ("meshlib.store",)
+SHELLS = ("meshlib.client.mesh", "meshlib.client.transport", "meshlib.client.registry")
+DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
+
+TABLE = {
+    "identity": Row(
+        IDENTITY,
+        foreign=("cryptography", "nacl"),
+        never=(*IO, *CLOCK_AND_CHANCE, "logging", "json"),
+    ),
+    "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
+    "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
+    "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
+    "cores": Row(
+        CORES,
+        # The records a store keeps are the core's own values; the store's drivers are not for it.
+        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, "meshlib.store.protocol"),
+        never=(*IO, *CLOCK_AND_CHANCE, "logging"),
+    ),
+    "stores": Row(
+        STORES,
+        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, "meshlib.client.peers", "meshlib.client.keyring"),
+        never=("asyncio", "threading", "subprocess", "random", "secrets"),
+    ),
+    "shells": Row(
+        SHELLS,
+        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, *CORES, *STORES),
+        ("anyio", "httpx", "websockets", "python_socks"),
+        never=("asyncio", "sqlite3", "subprocess"),
+    ),
+    "doors": Row(
+        (*DOORS, "meshlib.__init__"),
+        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, *CORES, *STORES, *SHELLS),
+        ("anyio", "httpx"),
+    ),
+    "relay cores": Row(
+        (
+            "mesh_relay.__init__",
+            "mesh_relay.core",
+            "mesh_relay.connection",
+            "mesh_relay.admission",
+            "mesh_relay.envelope",
+            "mesh_relay.records",
+            "mesh_relay.config",
+            "mesh_relay.metrics",
+            "mesh_relay.logs",
+        ),
+        (*IDENTITY, *WIRE, "meshlib.clock"),
+        ("msgspec", "websockets"),
+        never=(*IO, *CLOCK_AND_CHANCE),
+    ),
+    "relay stores": Row(
+        ("mesh_relay.inbox",),
+        (*IDENTITY, *WIRE, "mesh_relay.records"),
+        never=("asyncio", "socket", "subprocess", "random"),
+    ),
+    "relay shells": Row(
+        ("mesh_relay.server", "mesh_relay.readiness"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_relay"),
+        ("trio", "websockets"),
+        never=("asyncio", "sqlite3", "subprocess"),
+    ),
+    "relay door": Row(("mesh_relay.__main__",), (*IDENTITY, *WIRE, "meshlib.clock", "mesh_relay"), ("trio",)),
+    "registry cores": Row(
+        (
+            "mesh_registry.__init__",
+            "mesh_registry.core",
+            "mesh_registry.bodies",
+            "mesh_registry.buckets",
+            "mesh_registry.metrics",
+            "mesh_registry.openapi",
+            "mesh_registry.proofs",
+            "mesh_registry.refusal",
+            "mesh_registry.render",
+            "mesh_registry.verbs",
+        ),
+        (*IDENTITY, *WIRE, "meshlib.clock"),
+        ("msgspec",),
+        never=(*IO, *CLOCK_AND_CHANCE),
+    ),
+    "registry stores": Row(
+        ("mesh_registry.store",),
+        (*IDENTITY, *WIRE, "mesh_registry.verbs", "mesh_registry.refusal"),
+        never=("socket", "subprocess"),
+    ),
+    "registry shells": Row(
+        ("mesh_registry.api", "mesh_registry.oidc", "mesh_registry.config", "mesh_registry.logs"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_registry"),
+        ("starlette", "httpx", "jwt"),
+        never=("sqlite3", "subprocess", "socket"),
+    ),
+    "registry door": Row(
+        ("mesh_registry.__main__",),
+        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_registry"),
+        ("uvicorn", "uvloop", "httpx"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and where."""
+
+    importer: str
+    imported: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}: {self.imported}"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            yield ".".join([package, *path.relative_to(folder).with_suffix("").parts]), path
+
+
+def imports_of(name: str, path: Path) -> Iterator[Import]:
+    """All imports, also inside functions and under TYPE_CHECKING: a layer is what a module knows."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively: absolute imports show the layer"
+            base = node.module or ""
+            for alias in node.names:
+                below = f"{base}.{alias.name}"
+                yield Import(name, below if below in NAMES or is_module(base, alias.name) else base, node.lineno)
+
+
+def is_module(base: str, name: str) -> bool:
+    top, *rest = base.split(".")
+    if top not in PACKAGES:
+        return False
+    folder = PACKAGES[top].joinpath(*rest)
+    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+
+
+NAMES = {name for name, _ in modules()}
+
+
+def within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def row_of(module: str) -> Row:
+    rows = [row for row in TABLE.values() if within(module, row.modules)]
+    assert len(rows) == 1, f"{module} stands in {len(rows)} rows of the table: every module has one place"
+    return rows[0]
+
+
+def allowed(one: Import, row: Row) -> bool:
+    top = one.imported.split(".")[0]
+    if top in PACKAGES:
+        return within(one.imported, (*row.modules, *row.ours))
+    if top in sys.stdlib_module_names:
+        return not within(one.imported, row.never)
+    return within(one.imported, row.foreign)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_point_up_the_table(name: str, path: Path) -> None:
+    row = row_of(name)
+    wrong = [str(one) for one in imports_of(name, path) if not allowed(one, row)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_row_describes_something() -> None:
+    names = [name for name, _ in modules()]
+    unused = [
+        prefix for row in TABLE.values() for prefix in row.modules if not any(within(one, (prefix,)) for one in names)
+    ]
+    assert not unused
+
+
+def test_servers_borrow_identities_and_the_wire_only() -> None:
+    borrowed = {
+        one.imported
+        for name, path in modules()
+        if name.startswith(("mesh_relay", "mesh_registry"))
+        for one in imports_of(name, path)
+        if one.imported.startswith("meshlib")
+    }
+    assert borrowed
+    assert all(within(one, (*IDENTITY, *WIRE, "meshlib.clock")) for one in borrowed)
+
+
+def test_meshlib_imports_no_server() -> None:
+    assert not [
+        str(one)
+        for name, path in modules()
+        if name.startswith("meshlib")
+        for one in imports_of(name, path)
+        if one.imported.startswith(("mesh_relay", "mesh_registry"))
+    ]
+
+
+@pytest.mark.parametrize("package", ["mesh_relay", "mesh_registry"])
+def test_servers_do_not_know_each_other(package: str) -> None:
+    other = {"mesh_relay": "mesh_registry", "mesh_registry": "mesh_relay"}[package]
+    assert not [
+        str(one)
+        for name, path in modules()
+        if name.startswith(package)
+        for one in imports_of(name, path)
+        if one.imported.startswith(other)
+    ]
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_only_main_modules_read_the_environment(name: str, path: Path) -> None:
+    readers = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"))
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "os"
+            and {"environ", "getenv"} & {a.name for a in node.names}
+        )
+    ]
+    assert not readers or name.endswith(".__main__"), f"lines {readers}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level names of the modules a fresh interpreter has after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", ["meshlib", "meshlib.identity", "meshlib.session", "meshlib.wire.codec", "meshlib.wire.registry"]
+)
+def test_values_and_crypto_load_no_network_stack(module: str) -> None:
+    network = {"httpx", "httpcore", "websockets", "anyio", "trio", "asyncio", "python_socks"}
+    assert not network & loaded_by(f"import {module}")
+
+
+def test_client_core_loads_no_driver() -> None:
+    assert not {"anyio", "trio", "httpx", "asyncio", "python_socks"} & loaded_by("import meshlib.client.core")
+
+
+def test_client_loads_only_the_event_loop_it_runs_on() -> None:
+    assert "trio" not in loaded_by("from meshlib import MeshClient")
+
+
+def test_importing_the_package_does_nothing_to_the_process() -> None:
+    code = """
+import logging, os, signal, threading
+def facts():
+    handlers = (logging.root.handlers[:], signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    return dict(os.environ), handlers, threading.active_count()
+before = facts()
+import meshlib
+for name in meshlib.__all__:
+    getattr(meshlib, name)
+assert facts() == before, (before, facts())
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
