@@ -232,6 +232,45 @@ def test_too_many_skipped_keys_are_refused():
     assert len(snapshot.unpack_session(msgpack.packb([kind, version, body])).state.backlog.skipped) == MAX_KEPT
 
 
+@pytest.mark.parametrize("junk", [-1, True, 1.0, None, "1", b"", 2**64 - 1])
+def test_number_that_is_none_is_refused(junk):
+    for record, read, path in (
+        (snapshot.pack_signed_prekey(SIGNED), snapshot.unpack_signed_prekey, (2, 0)),
+        (snapshot.pack_one_time_prekey(ONE_TIME), snapshot.unpack_one_time_prekey, (2, 0)),
+        (snapshot.pack_session(busy()[1]), snapshot.unpack_session, (2, 7, 4)),
+        (snapshot.pack_session(busy()[1]), snapshot.unpack_session, (2, 7, 6)),
+        (snapshot.pack_session(busy()[1]), snapshot.unpack_session, (2, 7, 8)),
+        (snapshot.pack_session(busy()[1]), snapshot.unpack_session, (2, 7, 9, 0, 1, 0)),
+    ):
+        with pytest.raises(StoreError):
+            read(msgpack.packb(put(msgpack.unpackb(record), path, junk)))
+
+
+def test_message_number_beyond_32_bits_is_refused():
+    body = msgpack.unpackb(snapshot.pack_session(busy()[1]))
+    for path in ((2, 7, 4), (2, 7, 6), (2, 7, 8)):
+        snapshot.unpack_session(msgpack.packb(put(body, path, 2**32)))  # the number after the last one
+        with pytest.raises(StoreError):
+            snapshot.unpack_session(msgpack.packb(put(body, path, 2**32 + 1)))
+    with pytest.raises(StoreError):
+        snapshot.unpack_session(msgpack.packb(put(body, (2, 7, 9, 0, 1, 0), 2**32)))
+
+
+def test_too_many_ended_chains_are_refused():
+    body = msgpack.unpackb(snapshot.pack_session(busy()[1]))
+    snapshot.unpack_session(msgpack.packb(put(body, (2, 7, 10), [bytes(32)] * 32)))
+    with pytest.raises(StoreError):
+        snapshot.unpack_session(msgpack.packb(put(body, (2, 7, 10), [bytes(32)] * 33)))
+
+
+def test_record_beyond_the_bound_is_not_even_decoded():
+    for read in READERS:
+        with pytest.raises(StoreError, match="larger than 1048576 bytes"):
+            read(bytes((1 << 20) + 1))
+        with pytest.raises(StoreError, match="damaged"):
+            read(bytes(1 << 20))
+
+
 @pytest.mark.parametrize(
     "bomb",
     [
