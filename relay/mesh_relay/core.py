@@ -179,6 +179,7 @@ class _Binding:
     """A link that speaks as an agent."""
 
     __slots__ = (
+        "acked",
         "acks_everything",
         "behind",
         "bucket",
@@ -205,6 +206,7 @@ class _Binding:
         self.behind = mailbox.frames > 0
         self.loading = False
         self.fetching = False  # a fetch_pending waits for its answer
+        self.acked: dict[Did, int] = {}  # the highest number acked, by sender; only for clients of the SDK's kind
         self.controls: dict[int, _Entry] = {}  # pushed here, by number; only for clients that do not ack them
 
 
@@ -216,6 +218,7 @@ class Counters:
     stored: int = 0
     delivered: int = 0
     expired: int = 0
+    abandoned: int = 0
     refused: int = 0
     retransmitted: int = 0
     malformed: int = 0
@@ -361,6 +364,7 @@ class RelayCore:
         binding = self._bindings.pop(link, None)
         if binding is not None:
             binding.mailbox.binding = None
+            self._abandon(binding)
             self._drop_if_idle(binding.mailbox)
 
     def _close(self, link: Link, code: int, reason: str) -> None:
@@ -642,8 +646,11 @@ class RelayCore:
         elif sender is msgspec.UNSET or sender == binding.did or sender == entry.sender:
             del mailbox.awaiting[frame_id]
             self._delivered(entry)
-        if binding.controls and not entry.control:
-            self._overtaken(binding, entry.seq)
+        if not binding.acks_everything and not entry.control and entry.seq <= binding.cursor:
+            if entry.seq > binding.acked.get(entry.sender, 0):
+                binding.acked[entry.sender] = entry.seq
+            if binding.controls:
+                self._overtaken(binding, entry.seq)
 
     def _delivered(self, entry: _Entry) -> None:
         self.counters.delivered += 1
@@ -677,6 +684,26 @@ class RelayCore:
         entry = self._find(binding.mailbox, knock_id, knocker)
         if entry is not None and entry.seq in binding.controls:
             self._handled(binding, [entry])
+
+    # What an SDK cannot decrypt it never acks, and a frame that broke one session breaks the next one at every replay.
+    # It handles frames in order: one left unacked on a connection that acked a later frame of the same sender will not
+    # be read, now or ever. It stays acknowledgeable while that connection lasts. Clients that negotiated features ack
+    # hopeless frames themselves, and nothing is abandoned for them.
+
+    def _abandon(self, binding: _Binding) -> None:
+        """The connection has ended: let go of what it could not read."""
+        if not binding.acked:
+            return
+        mailbox, acked = binding.mailbox, binding.acked
+        entries = [*mailbox.awaiting.values(), *(rival for rivals in mailbox.rivals.values() for rival in rivals)]
+        for entry in entries:
+            if entry.seq < acked.get(entry.sender, 0):
+                self._forget(entry)
+                self._remove(entry)
+                self.counters.abandoned += 1
+                sender = self._mailboxes.get(entry.sender)
+                if sender is not None and sender.binding is not None:
+                    self._receipt(sender.binding, entry.id, b"expired")
 
     def _handled(self, binding: _Binding, entries: Sequence[_Entry]) -> None:
         for entry in entries:

@@ -14,8 +14,9 @@ KNOCK_ANSWERS = frozenset(("knock_accept", "knock_reject"))
 ROUTED = frozenset((MESSAGE, "knock")) | KNOCK_ANSWERS
 """Frame types that travel to another agent."""
 
-_USUAL_OBJECTS = 4
-"""Objects in a frame of an honest client: itself, header or establishment, intent, and one to spare."""
+
+_USUAL_OBJECTS = 3
+"""Objects inside a frame of an honest client: header or establishment, and intent; one more is too many."""
 
 
 class Envelope(msgspec.Struct, rename={"sender": "from", "recipient": "to"}, gc=False):
@@ -54,17 +55,19 @@ def read(raw: bytes) -> Envelope:
         raise MalformedFrame("the frame is not UTF-8") from error
     except RecursionError as error:
         raise MalformedFrame("the frame is nested too deeply") from error
-    if raw.find(b"[") >= 0 or _many_objects(raw):
+    if envelope.type in ROUTED and _looks_deep(raw):
         parse_json(raw)  # the clients' own parser, with the clients' bound on depth
     return envelope
 
 
-def _many_objects(raw: bytes) -> bool:
-    position = 0
+def _looks_deep(raw: bytes) -> bool:
+    """Whether it has an array, or more objects than any honest frame."""
+    find = raw.find
+    start = find(b"{") + 1
     for _ in range(_USUAL_OBJECTS):
-        position = raw.find(b"{", position) + 1
-        if not position:
-            return False
+        start = find(b"{", start) + 1
+        if not start:
+            return find(b"[") >= 0
     return True
 
 

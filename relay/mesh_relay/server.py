@@ -257,7 +257,11 @@ class RelayServer:
                     connected.full = False
                     self._dirty[connected] = None
                 if mask & READ:
-                    self._read(connected, now)
+                    try:
+                        self._read(connected, now)
+                    except Exception:  # whatever one socket sends, the others go on
+                        log.exception("unexpected")
+                        self._drop(connected)
             self._carry_out(now)
 
     def _watch_listeners(self) -> None:

@@ -762,6 +762,43 @@ def test_a_client_that_acks_knocks_decides_itself(relay: Relay) -> None:
     assert relay.core.kept[0] == 1
 
 
+# --- frames an SDK cannot read ----------------------------------------------------------------------------------------
+
+
+def test_what_a_connection_passed_over_is_not_replayed_to_the_next(relay: Relay) -> None:
+    """A frame that ended an SDK's session would end the next one as well, at every reconnect for 72 hours."""
+    alice, carol, bob = relay.join(ALICE, FEATURES), relay.join(CAROL), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "poison"))
+    relay.say(carol, message(BOB.did, "other"))
+    relay.say(alice, message(BOB.did, "read"), message(BOB.did, "unread"))
+    relay.commit()
+    relay.say(bob, ack("read"))
+    assert relay.core.kept[0] == 3
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.commit()
+    assert relay.ids(again) == ["other", "unread"]
+    assert relay.receipts(alice)[-1] == ("poison", "expired")
+    assert relay.core.counters.abandoned == 1
+
+
+def test_a_late_ack_still_counts_while_its_connection_lasts(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "slow"), message(BOB.did, "quick"))
+    relay.say(bob, ack("quick"), ack("slow"))
+    assert relay.receipts(alice)[-1] == ("slow", "delivered")
+
+
+def test_a_client_that_acks_everything_may_do_so_in_any_order(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB, FEATURES)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "2"))
+    relay.say(bob, ack("2"))
+    relay.core.lost(bob)
+    again = relay.join(BOB, FEATURES)
+    relay.commit()
+    assert relay.ids(again) == ["1"]
+
+
 def test_a_flood_of_knocks_is_settled_in_one_go(relay: Relay) -> None:
     alice, bob = relay.join(ALICE), relay.join(BOB)
     relay.say(alice, *(message(BOB.did, f"k{number}", kind="knock") for number in range(3000)), message(BOB.did, "m"))

@@ -89,6 +89,13 @@ def test_what_a_receiver_could_not_read_is_refused(frame: bytes) -> None:
         envelope.read(frame)
 
 
+@pytest.mark.parametrize(
+    "inside", [b"[" * 500 + b"]" * 500, b'{"x":' * 500 + b"1" + b"}" * 500, b"[[]]", b"[{},{},{},{}]"]
+)
+def test_nesting_that_the_clients_take_is_taken(inside: bytes) -> None:
+    assert envelope.read(b'{"type":"message","to":"did:x:b","x":' + inside + b"}").recipient == "did:x:b"
+
+
 @given(st.binary())
 def test_arbitrary_bytes_are_read_or_refused(raw: bytes) -> None:
     try:
