@@ -7,6 +7,7 @@ says otherwise. Reordering and loss then happen where they happen in the field: 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -85,6 +86,21 @@ class Doubled:
             return [text]
         self.done = True
         return [text, text]
+
+
+@dataclass
+class Spoilt:
+    """Changes the ciphertext of the next frame."""
+
+    done: bool = False
+
+    def __call__(self, text: str) -> list[str]:
+        if self.done:
+            return [text]
+        self.done = True
+        frame = json.loads(text)
+        frame["ciphertext"] = base64.b64encode(bytes(len(base64.b64decode(frame["ciphertext"])))).decode()
+        return [json.dumps(frame)]
 
 
 @dataclass

@@ -42,6 +42,7 @@ export function createMeshClient({
     derivationFor: (identityKey) => derivationOf.get(hex(identityKey)) ?? "agt-5",
   });
   const memory = new Memory();
+  let socket;
   const agent = {
     signer,
     isPlaintextPeer: (did) => client.isPlaintextPeer(did),
@@ -52,7 +53,7 @@ export function createMeshClient({
     ...options,
     agentDid: signer.did,
     keyManager,
-    wsFactory: (url) => new MeshSocket(wsFactory(url), agent, memory),
+    wsFactory: (url) => (socket = new MeshSocket(wsFactory(url), agent, memory)),
     registryClient:
       options.registryUrl &&
       new Agt5RegistryClient({
@@ -63,6 +64,7 @@ export function createMeshClient({
         options: registryClientOptions,
       }),
   });
+  client.onError((kind, from) => kind === "session_desync" && socket.sessionLost(from));
   return { client, did: signer.did, keyManager };
 }
 

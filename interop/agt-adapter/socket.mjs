@@ -17,6 +17,7 @@ const REMEMBERED_FRAMES = 8192;
 /** What outlives one socket: a reconnect must not make the SDK see a frame twice. */
 export class Memory {
   handled = new BoundedMap(REMEMBERED_FRAMES);
+  unreadable = new BoundedMap(REMEMBERED_FRAMES);
   knocks = new BoundedMap(REMEMBERED_FRAMES);
 }
 
@@ -66,6 +67,18 @@ export class MeshSocket {
     if (frame.type === "knock") this.#memory.knocks.set(frame.id, true);
     if (frame.type === "ack") this.#settle(frame.id);
     if (frame.type === "knock_accept" || frame.type === "knock_reject") this.#acknowledge(frame.knock_id);
+  }
+
+  /**
+   * The SDK could not read a message of this peer and has dropped the session. Delivered again, the same frames would
+   * end the next session, too. They are not acknowledged: the sender may encrypt the messages anew.
+   */
+  sessionLost(peer) {
+    for (const [id, frame] of this.#underway) {
+      if (frame.from !== peer) continue;
+      this.#underway.delete(id);
+      this.#memory.unreadable.set(identifyCopy(frame), true);
+    }
   }
 
   /**
@@ -129,11 +142,11 @@ export class MeshSocket {
     const key = identify(frame);
     // The SDK takes a second delivery for tampering and drops the session.
     if (this.#memory.handled.has(key)) return this.#acknowledge(frame.id);
-    if (this.#underway.has(frame.id)) return;
+    if (this.#underway.has(frame.id) || this.#memory.unreadable.has(identifyCopy(frame))) return;
     if (frame.plaintext && !this.#agent.isPlaintextPeer(frame.from)) {
       return this.#refuse("plaintext from a peer that is not on the list", frame);
     }
-    this.#underway.set(frame.id, key);
+    this.#underway.set(frame.id, { from: frame.from, id: frame.id, header: frame.header });
     this.#deliver(frame);
   }
 
@@ -156,10 +169,10 @@ export class MeshSocket {
   }
 
   #settle(id) {
-    const key = this.#underway.get(id);
-    if (key === undefined) return;
+    const frame = this.#underway.get(id);
+    if (frame === undefined) return;
     this.#underway.delete(id);
-    this.#memory.handled.set(key, true);
+    this.#memory.handled.set(identify(frame), true);
   }
 
   #deliver(frame) {
@@ -175,4 +188,8 @@ export class MeshSocket {
   }
 }
 
+/** The message, however often it is encrypted. */
 const identify = ({ from, id }) => JSON.stringify([from, id]);
+
+/** The message as it was encrypted once. */
+const identifyCopy = ({ from, id, header }) => JSON.stringify([from, id, header?.dh, header?.n]);

@@ -83,6 +83,30 @@ describe("inward", () => {
     assert.equal(bob.wire().take().length, 2);
   });
 
+  test("a frame that has cost one session does not cost the next", async () => {
+    const { alice, bob } = await introduced();
+    await alice.client.send(bob.did, "once");
+    await carry(alice, bob);
+    await alice.client.send(bob.did, "spoilt");
+    const spoilt = JSON.parse(alice.wire().take()[0]);
+    spoilt.ciphertext = base64(new Uint8Array(64));
+    const deliver = async (frame) => {
+      bob.wire().onmessage({ data: JSON.stringify(frame) });
+      await settled();
+    };
+    await deliver(spoilt);
+    assert.deepEqual(bob.errors, ["session_desync"]);
+    alice.client.closeSession(bob.did);
+    await alice.client.establishSession(bob.did, bob.keyManager.getPublicBundle());
+    await carry(alice, bob);
+    await bob.client.reconnect();
+    await deliver(spoilt);
+    await alice.client.send(bob.did, "anew");
+    await carry(alice, bob);
+    assert.deepEqual(bob.messages.map(({ payload }) => payload), ["once", "anew"]);
+    assert.deepEqual(bob.errors, ["session_desync"]);
+  });
+
   test("the text null does not end the process", async () => {
     const bob = await agent(2);
     for (const data of ["null", "[1]", "7", "{"]) bob.wire().onmessage({ data });
