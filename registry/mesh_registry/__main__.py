@@ -20,6 +20,7 @@ from mesh_registry import logs
 from mesh_registry.api import Registry, application
 from mesh_registry.config import Config, parse
 from mesh_registry.core import Core
+from mesh_registry.http import BoundedHttp
 from mesh_registry.oidc import TokenChecker
 from mesh_registry.store.memory import MemoryStore
 from mesh_registry.store.protocol import RegistryStore, StoreFailed
@@ -70,6 +71,7 @@ async def _serve(config: Config, version: str) -> int:
         server = _Server(
             uvicorn.Config(
                 application(registry),
+                http=BoundedHttp,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -98,7 +100,11 @@ def _assemble(config: Config, version: str) -> Registry:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}: {error.strerror}") from error
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

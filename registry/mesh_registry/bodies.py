@@ -226,7 +226,7 @@ def capabilities_of(capabilities: list[str]) -> tuple[str, ...]:
         Refusal: 422 for a control character, which would forge lines in whatever prints it.
     """
     if any(_has_control(capability) for capability in capabilities):
-        raise Refusal(422, "a capability must not hold control characters")
+        raise Refusal(422, "capabilities must not hold control characters")
     return tuple(dict.fromkeys(capabilities))
 
 

@@ -9,10 +9,10 @@ from mesh_registry.config import LogFormat, LogLevel
 
 
 def configure(level: LogLevel, form: LogFormat, stream: IO[str]) -> None:
-    """Send the registry's events, and warnings of the HTTP server, to ``stream``."""
+    """Send the registry's events, and errors of the HTTP server, to ``stream``."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    for name, threshold in (("mesh_registry", level.upper()), ("uvicorn", "WARNING")):
+    for name, threshold in (("mesh_registry", level.upper()), ("uvicorn", "ERROR")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

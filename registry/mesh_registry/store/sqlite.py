@@ -84,16 +84,17 @@ class SqliteStore:
         Raises:
             StoreFailed: another process uses it, it is no registry's, or it comes from a newer version.
         """
-        self._lock = _lock(path)
-        try:
-            _prepare(path)
-            self._writer: Writer[_Session] = Writer(partial(_Session, path, max_agents))
-            self._reader = _connect(path)
-            self._reader.execute("PRAGMA query_only = ON")
-            self._reader.execute("PRAGMA mmap_size = 268435456")
-        except (sqlite3.Error, OSError) as error:
-            self._lock.close()
-            raise StoreFailed(f"{path} cannot be used: {error}") from error
+        with contextlib.ExitStack() as opened:
+            self._lock = opened.enter_context(contextlib.closing(_lock(path)))
+            try:
+                _prepare(path)
+                self._reader = opened.enter_context(contextlib.closing(_connect(path)))
+                self._reader.execute("PRAGMA query_only = ON")
+                self._reader.execute("PRAGMA mmap_size = 268435456")
+                self._writer: Writer[_Session] = Writer(partial(_Session, path, max_agents))
+            except (sqlite3.Error, OSError) as error:
+                raise StoreFailed(f"{path} cannot be used: {error}") from error
+            opened.pop_all()  # from here on close() does it
 
     @property
     def commits(self) -> int:

@@ -1,0 +1,82 @@
+"""uvicorn's HTTP protocol with bounds on what a client may send before anyone looks at it.
+
+The parser buffers a header of any length, and a connection may stay silent for ever: both are memory and sockets
+that a stranger spends for us. Bodies are bounded where they are read, in :mod:`mesh_registry.api`.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD = 32 * 1024
+"""Bytes of request line and headers. Ours have under 1 KiB; proxies and browsers add some more."""
+
+HEAD_TIMEOUT = 20.0
+"""Seconds from the connection, or the first byte of a later request, to the end of its headers."""
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Closes connections whose request head is too long or does not end."""
+
+    _head_size = 0
+    _fields_size = 0
+    _in_head = True
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_ended()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_size += len(data)
+        super().data_received(data)
+        # What came in one piece with a body is no head any more.
+        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The request's headers are too long.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._fields_size = 0
+        if self._deadline is None:
+            self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._fields_size += size
+        if self._fields_size > MAX_HEAD:
+            raise ValueError("the request's headers are too long")  # the parser stops, the client is answered 400
+
+    def on_headers_complete(self) -> None:
+        self._head_ended()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_size = 0
+
+    def _expect_head(self) -> None:
+        self._in_head = True
+        self._deadline = self.loop.call_later(HEAD_TIMEOUT, self._give_up)
+
+    def _head_ended(self) -> None:
+        self._in_head = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.close()
