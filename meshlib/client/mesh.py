@@ -11,7 +11,7 @@ import ssl
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -20,7 +20,6 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from meshlib.client.core import ClientCore, Link, Profile
 from meshlib.client.events import (
@@ -94,6 +93,52 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.id} from {self.sender}>"
+
+
+class Inbox:
+    """An async iterator over messages; made by :meth:`MeshClient.inbox`."""
+
+    def __init__(self, client: "MeshClient") -> None:
+        self._client = client
+        self._last: Message | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        if self._last is not None:
+            last, self._last = self._last, None
+            await last.ack()
+        self._last = await self._client.receive()
+        return self._last
+
+
+class Events:
+    """An async iterator over facts; made by :meth:`MeshClient.events`. It ends when the client is left."""
+
+    def __init__(self, limit: int) -> None:
+        self._told: deque[Event] = deque(maxlen=limit)
+        self._news = anyio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._told:
+            if self._ended:
+                raise StopAsyncIteration
+            self._news = anyio.Event()
+            await self._news.wait()
+        return self._told.popleft()
+
+    def _tell(self, event: Event) -> None:
+        self._told.append(event)
+        self._news.set()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._news.set()
 
 
 class Receipt:
@@ -182,7 +227,7 @@ class MeshClient:
         self._arrived = anyio.Event()
         self._arrivals: deque[Received] = deque()
         self._pending: dict[tuple[Did, MessageId], Message] = {}
-        self._listeners: set[MemoryObjectSendStream[Event]] = set()
+        self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
         self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
         self._wanted = True
@@ -269,7 +314,7 @@ class MeshClient:
         finally:
             tasks.cancel_scope.cancel()
             for listener in list(self._listeners):
-                listener.close()
+                listener._end()
             swallowed = await tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         return swallowed if cancelled else None
 
@@ -385,20 +430,17 @@ class MeshClient:
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
-    async def inbox(self) -> AsyncIterator[Message]:
-        """Messages as they come. Going on to the next one confirms the last; so does :meth:`Message.ack`.
+    def inbox(self) -> "Inbox":
+        """Messages as they come, for ``async for``. Going on to the next one confirms the last; so does ``ack()``.
 
         A message whose loop body raised, or whose process died, is handed over again, marked ``redelivered``.
-        Starting to iterate anew takes over from any earlier iteration.
+        A new inbox takes over from any earlier one.
         """
         core = self._open_core()
         for sender, message_id in list(self._pending):
             core.return_unconfirmed(sender, message_id)
         self._pending.clear()
-        while True:
-            message = await self.receive()
-            yield message
-            await message.ack()
+        return Inbox(self)
 
     async def receive(self) -> Message:
         """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with."""
@@ -420,16 +462,11 @@ class MeshClient:
             self._room.set()
             await self._step()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Facts as they happen; a listener that lags more than ``limits.events`` behind misses the rest."""
-        async with self._listen() as stream:
-            async for event in stream:
-                yield event
-
-    def _listen(self) -> MemoryObjectReceiveStream[Event]:
-        sender, receiver = anyio.create_memory_object_stream[Event](self.config.limits.events)
-        self._listeners.add(sender)
-        return receiver
+    def events(self) -> "Events":
+        """Facts from now on, for ``async for``. Who lags more than ``limits.events`` behind misses the oldest."""
+        listener = Events(self.config.limits.events)
+        self._listeners.add(listener)
+        return listener
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
@@ -491,12 +528,7 @@ class MeshClient:
                 self._refused = RelayRefused(event.code, event.reason)
             self._announce_link()
         for listener in list(self._listeners):
-            try:
-                listener.send_nowait(event)
-            except anyio.WouldBlock:
-                log.warning("an event listener lags behind; events are dropped for it")
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                self._listeners.discard(listener)
+            listener._tell(event)
 
     def _announce_link(self) -> None:
         self._link_changed.set()

@@ -100,6 +100,7 @@ class RegistryClient:
         self.options = options
         self.clock_skew: float | None = None
         """Seconds the registry's clock is ahead of ours, as of its last answer; None before the first."""
+        self._shown = self.base_url.rpartition("@")[2]  # what stands before an @ may be a password
         self._correction = 0.0
         self._http = http_client(options) if http is None else http
         self._owns_http = http is None
@@ -250,9 +251,13 @@ class RegistryClient:
                             raise RegistryRefused(response.status_code, "the answer is too long to be one")
                     return wire.Answer(response.status_code, body)
         except TimeoutError as error:
-            raise TransportError(f"the registry gave no answer within {self.options.timeout:g} s") from error
+            raise TransportError(
+                f"the registry at {self._shown} gave no answer within {self.options.timeout:g} s"
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise TransportError(f"the registry cannot be reached: {str(error) or type(error).__name__}") from error
+            raise TransportError(
+                f"the registry at {self._shown} cannot be reached: {str(error) or type(error).__name__}"
+            ) from error
 
     def _measure_clock(self, date: str | None, started: float) -> None:
         if date is None:

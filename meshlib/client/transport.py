@@ -142,7 +142,9 @@ class WebSocket:
             await self._answer()
             if messages:
                 return messages
-            if self._protocol.state is State.CLOSED or not await self._read():
+            if self._protocol.close_rcvd is not None or self._protocol.state is State.CLOSED:
+                raise self._closed()  # nothing follows a close frame; whether TCP lingers is the server's business
+            if not await self._read():
                 raise self._closed()
 
     async def _answer(self) -> None:
@@ -189,7 +191,7 @@ class WebSocket:
         """
         try:
             await self.say_goodbye(code)
-            while self._protocol.state is not State.CLOSED and await self._read():
+            while self._protocol.close_rcvd is None and await self._read():
                 self._protocol.events_received()
         finally:
             await anyio.aclose_forcefully(self._stream)
