@@ -261,9 +261,10 @@ class _Examination:
         self._tell("relay", "WebSocket", f"opens, {offers}")
 
     async def _proof(self) -> None:
-        timeouts = replace(Timeouts(), connect=self.patience, proof=self.patience)
+        timeouts = Timeouts(connect=self.patience, proof=self.patience)
+        stranger = replace(self.settings.client(), store=None, passphrase=None, register=False, timeouts=timeouts)
         try:
-            async with MeshClient(self.settings.client(register=False, timeouts=timeouts)) as client:
+            async with MeshClient(stranger) as client:
                 features = ", ".join(sorted(client.features)) or "none"
         except RelayRefused as error:
             advice = "check clock and --token" if error.code == 4005 else "ask the relay's operator"

@@ -4,32 +4,21 @@ import base64
 import sys
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from meshlib.cli.exits import Exit
-from meshlib.cli.options import Settings, settings_from
+from meshlib.cli.options import settings_from
 from meshlib.cli.output import Console, Style, as_line, indented, visible
 from meshlib.client.events import Connected, DeliveryState, Disconnected, FaultFound
 from meshlib.client.mesh import Agent, MeshClient, Message
 from meshlib.client.registry import RegistryClient, RegistryOptions
-from meshlib.config import KnockPolicy, Limits, accept_everyone, accept_only
+from meshlib.config import Limits, accept_everyone, accept_only
 from meshlib.errors import InvalidValue, MeshError, RelayRefused
 from meshlib.identity import parse_did
-from meshlib.store import open_store
 from meshlib.wire.encoding import parse_json
-
-
-@asynccontextmanager
-async def online(settings: Settings, policy: KnockPolicy = accept_everyone) -> AsyncIterator[MeshClient]:
-    """A connected client on the settings' store."""
-    store = await anyio.to_thread.run_sync(open_store, settings.store, settings.passphrase)
-    async with MeshClient(settings.client(knock_policy=policy), store=store) as client:
-        yield client
 
 
 # --- send ------------------------------------------------------------------------------------------------------------
@@ -41,7 +30,7 @@ def send(arguments: Namespace, environment: Mapping[str, str], console: Console)
     payload = _payload(arguments)
 
     async def main() -> int:
-        async with online(settings) as client:
+        async with MeshClient(settings.client()) as client:
             return await _deliver(client, arguments, payload, console)
 
     return anyio.run(main)
@@ -112,7 +101,7 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
     async def main() -> int:
         failure: list[Exception] = []
         code = Exit.OK
-        async with online(settings, policy) as client:
+        async with MeshClient(settings.client(policy)) as client:
             console.note(
                 f"listening as {settings.name or 'an agent without a name'}, {client.did} (Ctrl-C stops)",
                 event="listening",

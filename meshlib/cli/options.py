@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from meshlib.config import ClientConfig, KnockPolicy, Timeouts, accept_everyone
+from meshlib.config import ClientConfig, KnockPolicy, accept_everyone
 from meshlib.errors import InvalidValue, StoreError
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -39,20 +39,18 @@ class Settings:
     tls: ssl.SSLContext | None = None
     passphrase: str | None = None
 
-    def client(
-        self, *, register: bool = True, knock_policy: KnockPolicy = accept_everyone, timeouts: Timeouts | None = None
-    ) -> ClientConfig:
-        """The configuration of a client with these settings; the store is opened apart, for its passphrase."""
+    def client(self, knock_policy: KnockPolicy = accept_everyone) -> ClientConfig:
+        """The configuration of this agent."""
         return ClientConfig(
             name=self.name,
+            store=self.store,
+            passphrase=self.passphrase,
             relay_url=self.relay_url,
             registry_url=self.registry_url,
             token=self.token,
             proxy=self.proxy,
             tls=self.tls,
-            register=register,
             knock_policy=knock_policy,
-            timeouts=timeouts or Timeouts(),
         )
 
 

@@ -25,7 +25,7 @@ from meshlib.errors import InvalidValue, MeshError, StoreError, TransportError
 
 START_SECONDS = 30.0
 """Until a server that has not said where it listens counts as not starting."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 15.0
 """A server's time to drain; after it, it is killed."""
 _NEEDED = {"relay": ("mesh_relay", "trio"), "registry": ("mesh_registry", "starlette", "uvicorn")}
 _SCHEMES = {"relay": "ws", "registry": "http"}
