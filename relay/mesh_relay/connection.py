@@ -319,6 +319,12 @@ class Connection:
         self._writes.append(payload)
         self.waiting += len(header) + length
 
+    def ping(self) -> None:
+        """Send a ping. Dropped unless the WebSocket is open."""
+        if self.phase is Phase.OPEN:
+            self._protocol.send_ping(b"")
+            self._take_protocol_writes()
+
     def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake."""
         if self.phase is Phase.OPEN:

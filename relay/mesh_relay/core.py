@@ -66,7 +66,13 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Effect = Send | Close
+class Ping(msgspec.Struct, frozen=True, gc=False):
+    """Send a WebSocket ping to the link."""
+
+    link: "Link"
+
+
+Effect = Send | Close | Ping
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -190,6 +196,7 @@ class _Binding:
         "link",
         "loading",
         "mailbox",
+        "pinged_at",
         "receipts",
         "verified",
     )
@@ -205,6 +212,7 @@ class _Binding:
         self.cursor = 0
         self.behind = mailbox.frames > 0
         self.loading = False
+        self.pinged_at = 0.0
         self.fetching = False  # a fetch_pending waits for its answer
         self.acked: dict[Did, int] = {}  # the highest number acked, by sender; only for clients of the SDK's kind
         self.controls: dict[int, _Entry] = {}  # pushed here, by number; only for clients that do not ack them
@@ -405,7 +413,11 @@ class RelayCore:
             if link.heard_at <= silent:
                 self.counters.idle += 1
                 self._close(link, IDLE, f"silent for {self.limits.idle_seconds:.0f} s")
-            elif binding.controls:
+                continue
+            if now.monotonic - max(link.heard_at, binding.pinged_at) >= self.limits.ping_seconds:
+                binding.pinged_at = now.monotonic
+                self._effects.append(Ping(link))
+            if binding.controls:
                 self._settle(binding, link.heard_at - self.limits.handshake_seconds)
         if now.monotonic >= self._rotate_at:
             self._rotate_at = now.monotonic + self.limits.acked_seconds

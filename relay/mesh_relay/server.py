@@ -20,7 +20,7 @@ import trio
 from mesh_relay import metrics
 from mesh_relay.config import MEMORY_STORE, RelayConfig
 from mesh_relay.connection import Asked, Connection, Ended, Event, Oversized, Phase
-from mesh_relay.core import LOOPBACK, Link, RelayCore, Send
+from mesh_relay.core import LOOPBACK, Link, Ping, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.inbox.protocol import Inbox
 from mesh_relay.inbox.sqlite import SqliteInbox
@@ -389,6 +389,9 @@ class RelayServer:
                     continue
                 if isinstance(effect, Send):
                     connected.connection.send(effect.payload)
+                    self._dirty[connected] = None
+                elif isinstance(effect, Ping):
+                    connected.connection.ping()
                     self._dirty[connected] = None
                 else:
                     log.debug("closing", extra={"fields": {"code": effect.code, "reason": effect.reason}})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mesh_relay.config import Limits
-from mesh_relay.core import Close, Link, RelayCore, Send
+from mesh_relay.core import Close, Link, Ping, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.inbox.protocol import Inbox
 
@@ -80,6 +80,7 @@ class Relay:
         self.raw: dict[Link, list[bytes]] = {}
         self.closed: dict[Link, tuple[int, str]] = {}
         self.stalled: set[Link] = set()
+        self.pings: list[Link] = []
 
     def wait(self, seconds: float) -> None:
         """Let time pass, a tick at a time."""
@@ -116,6 +117,8 @@ class Relay:
                 self.raw[effect.link].append(effect.payload)
                 self.got[effect.link].append(json.loads(effect.payload))
                 wrote.add(effect.link)
+            elif isinstance(effect, Ping):
+                self.pings.append(effect.link)
             else:
                 assert isinstance(effect, Close)
                 self.closed[effect.link] = (effect.code, effect.reason)

@@ -1,8 +1,10 @@
 """Who may bind: pitfalls 15, 20, 29 and 35."""
 
 import json
+from typing import Any
 
 import pytest
+from mesh_relay.core import Link
 
 from meshlib.identity import Identity
 from meshlib.wire.encoding import b64, timestamp
@@ -73,7 +75,7 @@ def test_another_agents_did_closes_4003(relay: Relay) -> None:
         {"timestamp": "9999-12-31T23:59:59.999+99:99"},
     ],
 )
-def test_a_broken_proof_closes_4005(relay: Relay, change: dict[str, object]) -> None:
+def test_a_broken_proof_closes_4005(relay: Relay, change: dict[str, Any]) -> None:
     link = relay.open()
     relay.say(link, connect_frame(ALICE, relay.now.utc, **change))
     assert relay.closed[link][0] == 4005
@@ -189,7 +191,7 @@ def test_allow_legacy_admits_without_proof_outside_did_mesh_only() -> None:
     assert (relay.core.connected, relay.core.verified) == (1, 0)
 
 
-def prove_legacy(relay: Relay, who: Identity) -> object:
+def prove_legacy(relay: Relay, who: Identity) -> Link:
     return relay.join(who, did=LEGACY)
 
 

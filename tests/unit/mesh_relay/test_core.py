@@ -505,6 +505,18 @@ def test_a_websocket_ping_is_life(relay: Relay) -> None:
     assert relay.closed == {}
 
 
+def test_the_relay_pings_only_when_told_to_and_only_the_silent() -> None:
+    quiet, relay = Relay(), Relay(ping_seconds=30.0)
+    quiet.join(BOB)
+    quiet.wait(80)
+    assert quiet.pings == []
+    bob, alice = relay.join(BOB), relay.join(ALICE)
+    for _ in range(8):
+        relay.wait(10)
+        relay.say(alice, ack("alive"))
+    assert relay.pings == [bob, bob]
+
+
 def test_shutting_down_closes_everyone_1001(relay: Relay) -> None:
     links = [relay.join(ALICE), relay.join(BOB), relay.open()]
     relay.core.shut_down()

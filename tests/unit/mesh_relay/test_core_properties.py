@@ -1,5 +1,7 @@
 """Agents come and go, send, ack, stall and crash, the relay restarts: nobody loses a frame, nobody gets one twice."""
 
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -18,7 +20,7 @@ class Delivery(RuleBasedStateMachine):
 
     @initialize(strict=st.booleans())
     def start(self, strict: bool) -> None:
-        self.options = {
+        self.options: dict[str, Any] = {
             "durability": "strict" if strict else "relaxed",
             "outgoing_high": 2000,
             "outgoing_low": 200,

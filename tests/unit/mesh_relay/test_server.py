@@ -264,6 +264,18 @@ async def test_a_client_that_pings_is_alive(autojump_clock: trio.testing.MockClo
 
 
 @pytest.mark.trio
+async def test_a_listening_client_stays_when_the_relay_pings(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(ping_seconds=30.0) as (_, port):
+        bob = await Client.join(port, BOB, ["receipts"])
+        await bob.next()
+        with trio.move_on_after(400):
+            await bob.next()  # answers pings, as every WebSocket library does
+        alice = await Client.join(port, ALICE)
+        await alice.say(message(BOB.did, "1"))
+        assert await bob.ids(1) == ["1"]
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize("sends", [b"", b"GET /ws HT", b"GET /ws HTTP/1.1\r\nHost: x\r\n"])
 async def test_a_socket_that_says_too_little_is_closed_after_ten_seconds(
     autojump_clock: trio.testing.MockClock, sends: bytes
@@ -303,7 +315,7 @@ async def test_a_peer_that_ignores_our_close_is_dropped(autojump_clock: trio.tes
 
 @pytest.mark.trio
 async def test_a_slow_reader_delays_nobody_and_catches_up(ready: Ready, tmp_path: Path) -> None:
-    limits = {"outgoing_high": 200_000, "outgoing_low": 50_000, "page_bytes": 100_000}
+    limits: dict[str, Any] = {"outgoing_high": 200_000, "outgoing_low": 50_000, "page_bytes": 100_000}
     async with running(SqliteInbox(tmp_path / "relay.db"), ready, **limits) as (_, port):
         alice, slow, carol = [await Client.join(port, who) for who in (ALICE, BOB, CAROL)]
         total = 400
