@@ -6,12 +6,13 @@ module, and whether to believe an answer to its caller.
 
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import anyio
 import httpx
@@ -52,14 +53,14 @@ class RegistryOptions:
 
 
 def http_client(options: RegistryOptions) -> httpx.AsyncClient:
-    """The HTTP client the options describe.
+    """The HTTP client the options describe. It trusts what the system trusts, as our WebSocket does.
 
     Raises:
         InvalidValue: the proxy's URL cannot work.
     """
     try:
         return httpx.AsyncClient(
-            verify=True if options.tls is None else options.tls,
+            verify=ssl.create_default_context() if options.tls is None else options.tls,
             proxy=options.proxy or None,
             trust_env=options.proxy is None,
             timeout=options.timeout,
@@ -245,10 +246,11 @@ class RegistryClient:
                 async with self._http.stream(request.method, url, headers=headers, content=request.body) as response:
                     self._measure_clock(response.headers.get("date"), started)
                     body = b""
-                    async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > wire.MAX_ANSWER:
-                            raise RegistryRefused(response.status_code, "the answer is too long to be one")
+                    async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
+                        async for chunk in chunks:
+                            body += chunk
+                            if len(body) > wire.MAX_ANSWER:
+                                raise RegistryRefused(response.status_code, "the answer is too long to be one")
                     return wire.Answer(response.status_code, body)
         except TimeoutError as error:
             raise TransportError(

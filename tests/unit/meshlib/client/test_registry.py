@@ -83,7 +83,7 @@ async def test_refusals_are_not_repeated() -> None:
 async def test_no_answer_at_all_is_a_transport_error() -> None:
     failure = httpx.ConnectError("no route")
     script = Script(failure, failure, failure)
-    with pytest.raises(TransportError, match="no route"):
+    with pytest.raises(TransportError, match=r"registry at https://registry\.test cannot be reached: no route"):
         await script.client().get_agent("did:mesh:x")
     assert len(script.asked) == 3
     with pytest.raises(TransportError):
@@ -163,7 +163,7 @@ async def test_a_401_with_a_wrong_clock_says_so() -> None:
 
 async def test_a_401_with_a_right_clock_is_final() -> None:
     script = Script(ok({"detail": "bad"}, 401, NOON + 5))
-    with pytest.raises(RegistryRefused, match="bad$"):
+    with pytest.raises(RegistryRefused, match=r"bad$"):
         await script.client().heartbeat(ALICE.did)
 
 
@@ -235,7 +235,8 @@ async def test_tls_and_proxy_settings_reach_the_transport(monkeypatch: pytest.Mo
         RegistryOptions(),
     ):
         await RegistryClient("https://registry.test", options=options).aclose()
-    assert [settings["verify"] for settings in seen] == [context, True, True]
+    assert seen[0]["verify"] is context
+    assert all(isinstance(settings["verify"], ssl.SSLContext) for settings in seen)
     assert [settings["proxy"] for settings in seen] == ["http://proxy.test:3128", None, None]
     assert [settings["trust_env"] for settings in seen] == [False, False, True]
 
@@ -243,3 +244,14 @@ async def test_tls_and_proxy_settings_reach_the_transport(monkeypatch: pytest.Mo
 def test_an_impossible_proxy_is_said_at_once() -> None:
     with pytest.raises(InvalidValue):
         RegistryClient("https://registry.test", options=RegistryOptions(proxy="gopher://x"))
+
+
+async def test_a_password_in_the_address_stays_out_of_messages() -> None:
+    script = Script(httpx.ConnectError("down"))
+    http = httpx.AsyncClient(transport=httpx.MockTransport(script.answer))
+    options = RegistryOptions(max_retries=0)
+    client = RegistryClient("https://user:secret@registry.test/prefix", http=http, options=options)
+    with pytest.raises(TransportError) as caught:
+        await client.discover("x")
+    assert "registry.test/prefix" in str(caught.value)
+    assert "secret" not in str(caught.value)
