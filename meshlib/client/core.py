@@ -515,6 +515,17 @@ class ClientCore:
     def _is_plaintext(self, peer: Peer) -> bool:
         return peer.did in self.profile.plaintext_peers and not peer.verified
 
+    def _encrypt_anew(self, did: Did) -> None:
+        """Send what a peer has not confirmed once more, on its new session and under the same ids.
+
+        A peer that knocks has most likely lost the old session, and what waits for it there is unreadable. Where it
+        has read some of it after all, because the two knocks crossed, it knows the ids and drops the copies.
+        """
+        for message in self._queues.get(did, ()):
+            outgoing = self._outbox[message]
+            if outgoing.state is not DeliveryState.QUEUED:
+                self._keep_outgoing(replace(outgoing, state=DeliveryState.QUEUED, frame=None))
+
     def _refuse_all(self, did: Did, detail: str) -> None:
         for message in list(self._queues.get(did, ())):
             self._drop_outgoing(message)
@@ -614,6 +625,8 @@ class ClientCore:
             if newly:
                 self._verified_any = True
                 self._events.append(PeerVerified(peer.did, first_ever))
+            if candidate is not None:
+                self._encrypt_anew(peer.did)
             self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))

@@ -14,6 +14,10 @@ from meshlib.crypto.prekeys import OneTimePrekey, SignedPrekey, make_one_time_pr
 from meshlib.identity import Identity
 
 
+FIRST_ID = 1
+_ID_SPACE = 2**31
+
+
 @dataclass(frozen=True, slots=True)
 class DatedPrekey:
     """A signed prekey and when it was made (UTC seconds)."""
@@ -40,7 +44,8 @@ class Keyring:
     """The current one first."""
     one_time: dict[int, OneTimePrekey] = field(default_factory=dict)
     """Unused ones by id, oldest first."""
-    next_id: int = 1
+    next_id: int = FIRST_ID
+    """:data:`FIRST_ID` in a new store."""
 
     def prekeys(self) -> tuple[SignedPrekey, ...]:
         """Signed prekeys an opening may have meant, the current one first."""
@@ -59,6 +64,10 @@ class Keyring:
 
     def replenish(self, published: int, now: Instant, entropy: Entropy) -> PrekeyUpload:
         """Make what is missing for ``published`` keys at the registry to become as many as the policy wants."""
+        if self.next_id == FIRST_ID:
+            # A new store may follow one that was lost. Ids that start where the clock is do not repeat those that the
+            # lost one published, so an old knock fails instead of meeting another key.
+            self.next_id = max(FIRST_ID, int(now.utc * 64) % _ID_SPACE)
         if self.refresh(now):
             self.signed.insert(0, DatedPrekey(make_signed_prekey(self.identity, self.next_id, entropy), now.utc))
             self.next_id += 1

@@ -369,6 +369,24 @@ class TestKnocks:
         mesh.settle()
         assert alice.payloads == ["heard"]
 
+    def test_what_a_peer_lost_with_its_session_is_encrypted_anew_under_the_same_id(self, mesh):  # 5, 6
+        alice, bob = mesh.agent("alice", extensions=True, connect=False), mesh.agent("bob")
+        core = alice.core
+        core.opened(mesh.clock.now, "bm9uY2U")
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        message = alice.send(bob, "precious")
+        lost = mesh.inboxes[bob.did].copy()
+        mesh.inboxes[bob.did].clear()
+        mesh.clock.advance(60)
+        bob = mesh.restart(bob, keep_state=False)
+        bob.receive(lost[-1])
+        assert bob.payloads == []
+        bob.send(alice, "I am new here")
+        mesh.settle()
+        assert alice.payloads == ["I am new here"]
+        assert bob.payloads == ["precious"]
+        assert bob.received[0].id == message
+
     def test_a_restart_with_its_state_goes_on_where_it_was(self, mesh, pair):  # 6
         alice, bob = pair
         bob = mesh.restart(bob)
@@ -406,6 +424,13 @@ class TestKnocks:
         bob.core.replenish(50, mesh.clock.advance(8 * 86_400))
         bob.core.replenish(50, mesh.clock.advance(14 * 86_400))
         assert first not in [dated.prekey.key_id for dated in bob.core.keyring.signed]
+
+    def test_prekey_ids_do_not_repeat_those_of_a_lost_store(self, mesh):  # 4
+        bob = mesh.agent("bob")
+        used = {*bob.core.keyring.one_time, *(one.prekey.key_id for one in bob.core.keyring.signed)}
+        mesh.clock.advance(1)
+        restarted = mesh.restart(bob, keep_state=False)
+        assert not set(restarted.core.keyring.one_time) & used
 
     def test_prekey_ids_never_start_again(self, mesh):  # 4
         bob = mesh.agent("bob")
