@@ -130,7 +130,7 @@ TABLE = {
         never=("sqlite3", "subprocess", "socket"),
     ),
     "registry door": Row(
-        ("mesh_registry.__main__",),
+        ("mesh_registry.__main__", "mesh_registry.http"),
         (*IDENTITY, *WIRE, "meshlib.clock", "mesh_registry"),
         ("uvicorn", "uvloop", "httpx"),
     ),
