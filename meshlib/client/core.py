@@ -4,8 +4,9 @@ Bytes, time and wishes go in; frames to write, facts and changes to save come ou
 before it sends ``writes()``, so nothing leaves that is not saved. Hostile bytes never raise out of ``receive``:
 they become a :class:`~meshlib.client.events.FaultFound` and change nothing.
 
-Owns the outbox, the inbox and the ids seen. Leaves sessions to :mod:`meshlib.client.peers`, prekeys to
-:mod:`meshlib.client.keyring`, bytes to :mod:`meshlib.wire`.
+Owns the order of steps. Leaves sessions to :mod:`meshlib.client.peers`, what waits to
+:mod:`~meshlib.client.outbox`, :mod:`~meshlib.client.inbox` and :mod:`~meshlib.client.held`, prekeys to
+:mod:`~meshlib.client.keyring`, bytes to :mod:`meshlib.wire`.
 """
 
 from collections import OrderedDict, deque
@@ -28,7 +29,10 @@ from meshlib.client.events import (
     Received,
     SessionLost,
 )
+from meshlib.client.held import HeldMessages
+from meshlib.client.inbox import Inbox
 from meshlib.client.keyring import Keyring, PrekeyUpload
+from meshlib.client.outbox import Outbox
 from meshlib.client.peers import Entry, Peer, Wish
 from meshlib.clock import Instant
 from meshlib.config import Limits, Prekeys, Timeouts
@@ -43,7 +47,6 @@ from meshlib.errors import (
     MeshError,
     NotAuthentic,
     PeerError,
-    QueueFull,
     Replayed,
     UnknownPrekey,
 )
@@ -56,7 +59,7 @@ from meshlib.identity import (
     timestamp_statement,
 )
 from meshlib.session import Session, candidates, check_opening, opening_ids
-from meshlib.store.protocol import Changes, InboxKey, Incoming, Outgoing, SavedState
+from meshlib.store.protocol import Changes, Incoming, Outgoing, SavedState
 from meshlib.wire import frames
 from meshlib.wire.codec import (
     decode,
@@ -107,14 +110,6 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """A message that overtook its knock, or waits for the knock's answer."""
-
-    frame: frames.Message
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Asked:
     """A knock that waits for the policy's answer."""
 
@@ -157,16 +152,10 @@ class ClientCore:
             did for did, peer in self._peers.items() if not peer.verified
         )
         self._verified_any = any(peer.verified for peer in self._peers.values())
-        self._outbox: dict[MessageId, Outgoing] = {outgoing.id: outgoing for outgoing in state.outbox}
-        self._queues: dict[Did, deque[MessageId]] = {}
-        for outgoing in state.outbox:
-            self._queues.setdefault(outgoing.peer, deque()).append(outgoing.id)
-        self._inbox: OrderedDict[InboxKey, Incoming] = OrderedDict(
-            ((incoming.sender, incoming.id), incoming) for incoming in state.inbox
-        )
-        self._seen: OrderedDict[InboxKey, None] = OrderedDict.fromkeys(state.seen)
+        self.outbox = Outbox(state.outbox, limits.outbox)
+        self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
+        self.held = HeldMessages(limits)
         self._spent: OrderedDict[bytes, None] = OrderedDict.fromkeys(state.spent_ephemerals)
-        self._held: dict[Did, deque[_Held]] = {}
         self._asked: dict[MessageId, _Asked] = {}
         self._fetches: list[Did] = []
         self._retry_fetch: dict[Did, float] = {}
@@ -174,7 +163,6 @@ class ClientCore:
         self._changes = Changes()
         self._writes: list[bytes] = []
         self._events: deque[Event] = deque(maxlen=limits.events)
-        self._ready: deque[InboxKey] = deque(self._inbox)
         self._relayed: list[MessageId] = []
         self._next_heartbeat = 0.0
         self._consent_at: float | None = None
@@ -185,6 +173,8 @@ class ClientCore:
     def changes(self) -> Changes:
         """What must be saved before anything else happens. Each change is returned once."""
         taken, self._changes = self._changes, Changes()
+        taken.outbox = self.outbox.changes()
+        taken.inbox, taken.seen = self.inbox.changes()
         return taken
 
     def writes(self) -> list[bytes]:
@@ -200,14 +190,16 @@ class ClientCore:
 
     def messages(self) -> list[Received]:
         """Messages to hand over, in the order they arrived, after the changes are saved."""
-        taken = []
-        while self._ready:
-            key = self._ready.popleft()
-            incoming = self._inbox.get(key)
-            if incoming is None:
-                continue
-            taken.append(self._hand_over(incoming))
-        return taken
+        return [
+            Received(
+                incoming.sender,
+                incoming.id,
+                decode_payload(incoming.payload),
+                incoming.encrypted,
+                redelivered=incoming.handed_over,
+            )
+            for incoming in self.inbox.hand_over()
+        ]
 
     def fetches(self) -> list[Did]:
         """Peers whose prekey bundle is needed; answer with :meth:`bundle` or :meth:`no_bundle`."""
@@ -216,8 +208,7 @@ class ClientCore:
 
     def next_deadline(self) -> float:
         """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
-        deadlines = [held[0].until for held in self._held.values() if held]
-        deadlines.extend(self._retry_fetch.values())
+        deadlines = [self.held.next_deadline(), *self._retry_fetch.values()]
         deadlines.extend(asked.until for asked in self._asked.values())
         if self.link is not Link.DOWN:
             deadlines.append(self._next_heartbeat)
@@ -233,12 +224,12 @@ class ClientCore:
     @property
     def inbox_full(self) -> bool:
         """Whether the shell should stop reading: the relay keeps what is not read."""
-        return len(self._inbox) >= self.limits.inbox
+        return self.inbox.full
 
     @property
     def outbox_size(self) -> int:
         """Messages of ours that are not delivered yet."""
-        return len(self._outbox)
+        return len(self.outbox)
 
     def peer(self, did: Did) -> Peer:
         """What is known of a peer."""
@@ -254,7 +245,7 @@ class ClientCore:
 
     def delivery(self, message: MessageId) -> DeliveryState | None:
         """How far a message has come; ``None`` once it has left the outbox."""
-        outgoing = self._outbox.get(message)
+        outgoing = self.outbox.get(message)
         return outgoing.state if outgoing else None
 
     # --- the connection ----------------------------------------------------------------------------------------------
@@ -318,7 +309,7 @@ class ClientCore:
         if "receipts" in self.features:
             return
         for message in relayed:
-            self._drop_outgoing(message)
+            self.outbox.drop(message)
 
     def tick(self, now: Instant) -> None:
         """Do what is due at ``now``."""
@@ -345,19 +336,18 @@ class ClientCore:
         self._consent_at = None
         self.features = features
         self._events.append(Connected(features))
-        for peer, queue in list(self._queues.items()):
-            knock = self.peer(peer).knock_frame
+        for did in self.outbox.peers():
+            knock = self.peer(did).knock_frame
             if knock is not None:
                 # It may have been saved and never written. Twice is harmless: the relay knows the id, and a peer that
                 # has let it in answers as before.
                 self._writes.append(knock)
-            for message in queue:
-                outgoing = self._outbox[message]
+            for outgoing in self.outbox.of(did):
                 # Written to the lost connection and not confirmed: the same bytes again, the relay knows the id.
                 if outgoing.state is DeliveryState.RELAYED and outgoing.frame is not None:
                     self._writes.append(outgoing.frame)
-                    self._relayed.append(message)
-            self._pump(peer, now)
+                    self._relayed.append(outgoing.id)
+            self._pump(did, now)
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -379,21 +369,17 @@ class ClientCore:
             raise InvalidValue(
                 f"the payload has {len(body)} bytes as JSON, the limit is {self.limits.payload}: send it in parts"
             )
-        if len(self._outbox) >= self.limits.outbox:
-            raise QueueFull(f"the outbox holds {len(self._outbox)} undelivered messages, its limit: try later")
         message = message_id(self._entropy)
-        self._keep_outgoing(Outgoing(message, peer, body))
-        self._queues.setdefault(peer, deque()).append(message)
+        self.outbox.add(Outgoing(message, peer, body))
         self._pump(peer, now)
         return message
 
     def cancel(self, message: MessageId) -> bool:
         """Take back a message that has not left yet. Returns whether it was still here."""
-        outgoing = self._outbox.get(message)
+        outgoing = self.outbox.get(message)
         if outgoing is None or outgoing.state is not DeliveryState.QUEUED:
             return False
-        self._drop_outgoing(message)
-        return True
+        return self.outbox.drop(message)
 
     def knock(self, did: Did, bundle: PrekeyBundle, now: Instant, hint: Dialect | None = None) -> None:
         """Open a session with a peer whose bundle is at hand. Nothing happens if there is a session to send on.
@@ -456,20 +442,14 @@ class ClientCore:
         """Write what waits for a peer, as far as there is a session, in the order it was queued."""
         if self.link is not Link.UP:
             return  # before the verdict a frame would be lost with the connection; the outbox keeps it instead
-        queue = self._queues.get(did)
-        if not queue:
-            return
-        for message in queue:
-            outgoing = self._outbox[message]
-            if outgoing.state is not DeliveryState.QUEUED:
-                continue
+        for outgoing in self.outbox.queued(did):
             frame = self._frame_of(outgoing, now)
             if frame is None:
                 return
-            self._keep_outgoing(replace(outgoing, state=DeliveryState.RELAYED, frame=frame))
-            self._relayed.append(message)
+            self.outbox.keep(replace(outgoing, state=DeliveryState.RELAYED, frame=frame))
+            self._relayed.append(outgoing.id)
             self._writes.append(frame)
-            self._events.append(DeliveryChanged(did, message, DeliveryState.RELAYED))
+            self._events.append(DeliveryChanged(did, outgoing.id, DeliveryState.RELAYED))
 
     def _frame_of(self, outgoing: Outgoing, now: Instant) -> bytes | None:
         """The frame of a message, or ``None`` while there is no session; then one is being asked for."""
@@ -515,21 +495,10 @@ class ClientCore:
     def _is_plaintext(self, peer: Peer) -> bool:
         return peer.did in self.profile.plaintext_peers and not peer.verified
 
-    def _encrypt_anew(self, did: Did) -> None:
-        """Send what a peer has not confirmed once more, on its new session and under the same ids.
-
-        A peer that knocks has most likely lost the old session, and what waits for it there is unreadable. Where it
-        has read some of it after all, because the two knocks crossed, it knows the ids and drops the copies.
-        """
-        for message in self._queues.get(did, ()):
-            outgoing = self._outbox[message]
-            if outgoing.state is not DeliveryState.QUEUED:
-                self._keep_outgoing(replace(outgoing, state=DeliveryState.QUEUED, frame=None))
-
     def _refuse_all(self, did: Did, detail: str) -> None:
-        for message in list(self._queues.get(did, ())):
-            self._drop_outgoing(message)
-            self._events.append(DeliveryChanged(did, message, DeliveryState.REFUSED, detail))
+        for outgoing in self.outbox.of(did):
+            self.outbox.drop(outgoing.id)
+            self._events.append(DeliveryChanged(did, outgoing.id, DeliveryState.REFUSED, detail))
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -581,7 +550,7 @@ class ClientCore:
         if sender is None:
             self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id))
             return
-        if self._seen_before((sender, MessageId(frame.id))):
+        if self._is_duplicate(sender, frame.id):
             return
         peer = self._revived(sender)
         failure = self._open(peer, frame, now)
@@ -589,7 +558,8 @@ class ClientCore:
             return
         asked = any(one.knock.sender == sender for one in self._asked.values())
         if asked or not (peer.strands or peer.candidates):
-            self._hold(sender, frame, now, asked=asked)
+            if not self.held.hold(sender, frame, now.monotonic, considered=asked):
+                self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
         else:
             self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
 
@@ -626,7 +596,9 @@ class ClientCore:
                 self._verified_any = True
                 self._events.append(PeerVerified(peer.did, first_ever))
             if candidate is not None:
-                self._encrypt_anew(peer.did)
+                # A peer that knocks has most likely lost the old session, and what waits for it there is unreadable.
+                # Where it has read some of it, because two knocks crossed, it knows the ids and drops the copies.
+                self.outbox.encrypt_anew(peer.did)
             self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))
@@ -636,56 +608,37 @@ class ClientCore:
 
     def _take(self, incoming: Incoming) -> None:
         """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
-        key = (incoming.sender, incoming.id)
-        self._remember_seen(key)
+        self.inbox.mark_seen(incoming.sender, incoming.id)
         try:
             decode_payload(incoming.payload)
         except MalformedFrame as error:
             self._ack(incoming.id)
             self._events.append(FaultFound("payload", str(error), incoming.sender, incoming.id))
             return
-        self._inbox[key] = incoming
-        self._changes.inbox[key] = incoming
-        self._ready.append(key)
+        self.inbox.put(incoming)
         if self.profile.ack_when_saved:
             self._ack(incoming.id)
 
-    def _hand_over(self, incoming: Incoming) -> Received:
-        redelivered = incoming.handed_over
-        key = (incoming.sender, incoming.id)
-        if not redelivered:
-            self._inbox[key] = self._changes.inbox[key] = replace(incoming, handed_over=True)
-        payload = decode_payload(incoming.payload)
-        return Received(incoming.sender, incoming.id, payload, incoming.encrypted, redelivered)
-
     def confirm(self, sender: Did, message: MessageId) -> bool:
         """The application has dealt with a message. Returns whether it was waiting for that."""
-        key = (sender, message)
-        if self._inbox.pop(key, None) is None:
+        if not self.inbox.confirm(sender, message):
             return False
-        self._changes.inbox[key] = None
         if not self.profile.ack_when_saved:
             self._ack(message)
         return True
 
     def return_unconfirmed(self, sender: Did, message: MessageId) -> None:
         """The application failed on a message: offer it again, marked as redelivered."""
-        if (sender, message) in self._inbox:
-            self._ready.append((sender, message))
+        self.inbox.offer_again(sender, message)
 
-    def _seen_before(self, key: InboxKey) -> bool:
-        """Drop a duplicate; acknowledge it again unless the application still has the first copy."""
-        if key not in self._seen:
+    def _is_duplicate(self, sender: Did, message: str) -> bool:
+        """Drop a message seen before; acknowledge it again unless the application still has the first copy."""
+        known = MessageId(message)
+        if not self.inbox.has_seen(sender, known):
             return False
-        if key not in self._inbox or self.profile.ack_when_saved:
-            self._ack(key[1])
+        if self.profile.ack_when_saved or not self.inbox.holds(sender, known):
+            self._ack(message)
         return True
-
-    def _remember_seen(self, key: InboxKey) -> None:
-        self._seen[key] = None
-        self._changes.seen.append(key)
-        while len(self._seen) > self.limits.seen:
-            self._seen.popitem(last=False)
 
     def _plaintext(self, frame: frames.PlaintextMessage) -> None:
         sender = _did_or_none(frame.sender)
@@ -694,7 +647,7 @@ class ClientCore:
             detail = "an unencrypted message of a peer that is not on the plaintext list, or has been verified"
             self._events.append(FaultFound("decrypt", detail, sender, frame.id))
             return
-        if self._seen_before((sender, MessageId(frame.id))):
+        if self._is_duplicate(sender, frame.id):
             return
         try:
             payload = encode_payload(decode_plaintext_payload(frame.text))
@@ -807,7 +760,7 @@ class ClientCore:
         if accept:
             self._accept_knock(asked, sender, now)
             return
-        self._held.pop(sender, None)
+        self.held.release(sender)
         self._write(self._reject_frame(asked.knock, sender, now))
 
     def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
@@ -822,11 +775,11 @@ class ClientCore:
             self._keep_peer(peer)
         self._write(self._accept_frame(MessageId(asked.knock.id), sender, now))
         if asked.opening is not None:
-            for held in self._held.pop(sender, ()):
-                if not self._seen_before((sender, MessageId(held.frame.id))):
-                    failure = self._open(self.peer(sender), held.frame, now)
+            for frame in self.held.release(sender):
+                if not self._is_duplicate(sender, frame.id):
+                    failure = self._open(self.peer(sender), frame, now)
                     if failure is not None:
-                        self._events.append(FaultFound("decrypt", str(failure), sender, held.frame.id))
+                        self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
 
     def _refuse_knock(self, frame: frames.Knock, sender: Did, detail: str, now: Instant) -> None:
         self._events.append(FaultFound("knock", detail, sender, frame.id))
@@ -862,36 +815,14 @@ class ClientCore:
         self._events.append(KnockRejected(sender, frame.reason))
         self._refuse_all(sender, f"{sender} refused the knock: {frame.reason}")
 
-    # --- messages that overtook their knock --------------------------------------------------------------------------
-
-    def _hold(self, sender: Did, frame: frames.Message, now: Instant, *, asked: bool) -> None:
-        size = self.limits.asked_frames_per_peer if asked else self.limits.held_frames_per_peer
-        if size == 0:
-            self._events.append(FaultFound("decrypt", "no session for this message", sender, frame.id))
-            return
-        queue = self._held.setdefault(sender, deque())
-        until = float("inf") if asked else now.monotonic + self.limits.held_seconds
-        queue.append(_Held(frame, until))
-        while len(queue) > size:
-            queue.popleft()
-        while len(self._held) > self.limits.held_peers:
-            self._held.pop(next(iter(self._held)))
-
     def _expire_held(self, now: Instant) -> None:
-        for sender, queue in list(self._held.items()):
-            lost = 0
-            while queue and queue[0].until <= now.monotonic:
-                queue.popleft()
-                lost += 1
-            if not queue:
-                del self._held[sender]
-            if lost:
-                self._events.append(SessionLost(sender, f"{lost} messages came without a knock that explains them"))
+        for sender, lost in self.held.expire(now.monotonic).items():
+            self._events.append(SessionLost(sender, f"{lost} messages came without a knock that explains them"))
 
     # --- receipts ----------------------------------------------------------------------------------------------------
 
     def _receipt(self, frame: frames.Receipt) -> None:
-        outgoing = self._outbox.get(MessageId(frame.id))
+        outgoing = self.outbox.get(MessageId(frame.id))
         if outgoing is None:
             return
         try:
@@ -899,9 +830,9 @@ class ClientCore:
         except ValueError:
             return  # a state of a later day
         if state is DeliveryState.STORED:
-            self._keep_outgoing(replace(outgoing, state=state, frame=None))
+            self.outbox.keep(replace(outgoing, state=state, frame=None))
         elif state in (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED):
-            self._drop_outgoing(outgoing.id)
+            self.outbox.drop(outgoing.id)
         else:
             return
         self._events.append(DeliveryChanged(outgoing.peer, outgoing.id, state))
@@ -947,28 +878,10 @@ class ClientCore:
         for did in list(self._strangers):
             if len(self._strangers) <= self.limits.strangers:
                 return
-            if did not in self._queues and self._peers[did].knock_id is None and self._peers[did].pinned is None:
+            if not self.outbox.waits_for(did) and self._peers[did].knock_id is None and self._peers[did].pinned is None:
                 del self._strangers[did]
                 del self._peers[did]
                 self._changes.peers[did] = None
-
-    def _keep_outgoing(self, outgoing: Outgoing) -> None:
-        self._outbox[outgoing.id] = outgoing
-        self._changes.outbox[outgoing.id] = outgoing
-
-    def _drop_outgoing(self, message: MessageId) -> None:
-        outgoing = self._outbox.pop(message, None)
-        if outgoing is None:
-            return
-        self._changes.outbox[message] = None
-        queue = self._queues.get(outgoing.peer)
-        if queue is not None:
-            if queue and queue[0] == message:
-                queue.popleft()
-            else:
-                queue.remove(message)
-            if not queue:
-                del self._queues[outgoing.peer]
 
 
 class NotForThisPeer(NotAuthentic):

@@ -13,7 +13,6 @@ from meshlib.crypto.keys import Entropy
 from meshlib.crypto.prekeys import OneTimePrekey, SignedPrekey, make_one_time_prekeys, make_signed_prekey
 from meshlib.identity import Identity
 
-
 FIRST_ID = 1
 _ID_SPACE = 2**31
 

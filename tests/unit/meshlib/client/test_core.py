@@ -339,7 +339,7 @@ class TestKnocks:
             for number in range(5):
                 frame = frames.Message(f"did:mesh:{peer:032x}", bob.did, f"{peer}-{number}", "t", header, bytes(40))
                 bob.receive(encode(frame))
-        assert sum(len(queue) for queue in bob.core._held.values()) == 6
+        assert len(bob.core.held) == 6
 
     def test_both_knocking_at_once_lose_nothing_and_settle_on_one_session(self, mesh):  # 7
         alice, bob = mesh.agent("alice"), mesh.agent("bob")
@@ -570,7 +570,7 @@ class TestHandOver:
         for number in range(50):
             alice.send(bob, number)
         mesh.settle()
-        assert len(bob.core._seen) == 10
+        assert bob.core.inbox.remembered == 10
 
 
 class TestConnection:

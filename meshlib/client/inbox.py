@@ -1,0 +1,92 @@
+"""Messages taken from peers: which were seen, which wait for the application.
+
+Owns that nothing is handed over twice by accident. Leaves decrypting and acknowledging to :mod:`meshlib.client.core`.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import replace
+
+from meshlib.identity import Did
+from meshlib.store.protocol import InboxKey, Incoming
+from meshlib.wire.encoding import MessageId
+
+
+class Inbox:
+    """Everything that arrived, by sender and id.
+
+    Args:
+        limit: messages that may wait for the application.
+        remember: ids remembered to tell a duplicate.
+    """
+
+    def __init__(self, saved: Iterable[Incoming], seen: Iterable[InboxKey], limit: int, remember: int) -> None:
+        self._limit = limit
+        self._remember = remember
+        self._entries: dict[InboxKey, Incoming] = {(one.sender, one.id): one for one in saved}
+        self._ready: deque[InboxKey] = deque(self._entries)
+        self._seen: OrderedDict[InboxKey, None] = OrderedDict.fromkeys(seen)
+        self._changed: dict[InboxKey, Incoming | None] = {}
+        self._newly_seen: list[InboxKey] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+        return len(self._entries) >= self._limit
+
+    @property
+    def remembered(self) -> int:
+        """Ids remembered."""
+        return len(self._seen)
+
+    def has_seen(self, sender: Did, message: MessageId) -> bool:
+        """Whether this message has been taken before."""
+        return (sender, message) in self._seen
+
+    def holds(self, sender: Did, message: MessageId) -> bool:
+        """Whether the application has not confirmed it yet."""
+        return (sender, message) in self._entries
+
+    def mark_seen(self, sender: Did, message: MessageId) -> None:
+        """Remember a message; the longest known is forgotten beyond the bound."""
+        self._seen[sender, message] = None
+        self._newly_seen.append((sender, message))
+        while len(self._seen) > self._remember:
+            self._seen.popitem(last=False)
+
+    def put(self, incoming: Incoming) -> None:
+        """Keep a message for the application."""
+        key = (incoming.sender, incoming.id)
+        self._entries[key] = self._changed[key] = incoming
+        self._ready.append(key)
+
+    def hand_over(self) -> list[Incoming]:
+        """What is ready, in order; each is marked, so that it shows should it have to be offered again."""
+        taken = []
+        while self._ready:
+            key = self._ready.popleft()
+            incoming = self._entries.get(key)
+            if incoming is None:
+                continue
+            taken.append(incoming)
+            if not incoming.handed_over:
+                self._entries[key] = self._changed[key] = replace(incoming, handed_over=True)
+        return taken
+
+    def confirm(self, sender: Did, message: MessageId) -> bool:
+        """The application is done with a message. Returns whether it was waiting for that."""
+        if self._entries.pop((sender, message), None) is None:
+            return False
+        self._changed[sender, message] = None
+        return True
+
+    def offer_again(self, sender: Did, message: MessageId) -> None:
+        """The application failed on a message."""
+        if (sender, message) in self._entries:
+            self._ready.append((sender, message))
+
+    def changes(self) -> tuple[dict[InboxKey, Incoming | None], list[InboxKey]]:
+        """Records changed and ids newly seen since the last call."""
+        taken = (self._changed, self._newly_seen)
+        self._changed, self._newly_seen = {}, []
+        return taken
