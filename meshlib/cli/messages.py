@@ -20,7 +20,6 @@ from meshlib.errors import InvalidValue, MeshError, RelayRefused
 from meshlib.identity import parse_did
 from meshlib.wire.encoding import parse_json
 
-
 # --- send ------------------------------------------------------------------------------------------------------------
 
 
