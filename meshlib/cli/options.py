@@ -3,7 +3,7 @@
 import ssl
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,10 +34,10 @@ class Settings:
     registry_url: str
     store: Path
     name: str | None = None
-    token: str | None = None
-    proxy: str | None = None
+    token: str | None = field(default=None, repr=False)
+    proxy: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
-    passphrase: str | None = None
+    passphrase: str | None = field(default=None, repr=False)
 
     def client(self, knock_policy: KnockPolicy = accept_everyone) -> ClientConfig:
         """The configuration of this agent."""
