@@ -1,7 +1,6 @@
 """How a relay is set up: frozen values, read from a mapping. Reads no environment itself."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +34,9 @@ class Limits:
     """From accepting a socket to its proof of possession."""
     idle_seconds: float = 90.0
     """Silence after which a socket is closed with 4004. Any WebSocket frame, pings and pongs included, ends silence."""
-    ping_seconds: float = math.inf
-    """Silence after which the relay pings, which a living client's library answers. By default it never does; set it
-    to 30 where SDK clients only listen: they send nothing by themselves and would be closed every 90 s."""
+    ping_seconds: float = 30.0
+    """Silence after which the relay pings, which a living client's library answers. Without it SDK clients that only
+    listen would be closed every 90 s: they send nothing by themselves. ``inf``: never."""
     close_seconds: float = 3.0
     """How long a closing socket may take to finish."""
     skew_seconds: float = 300.0

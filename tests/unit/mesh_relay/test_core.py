@@ -1,5 +1,6 @@
 """Routing, keeping, acking and replaying, one transition at a time: pitfalls 4, 22 to 28."""
 
+import math
 from typing import Any
 
 import pytest
@@ -505,8 +506,8 @@ def test_a_websocket_ping_is_life(relay: Relay) -> None:
     assert relay.closed == {}
 
 
-def test_the_relay_pings_only_when_told_to_and_only_the_silent() -> None:
-    quiet, relay = Relay(), Relay(ping_seconds=30.0)
+def test_the_relay_pings_only_the_silent_and_not_when_told_not_to() -> None:
+    quiet, relay = Relay(ping_seconds=math.inf), Relay()
     quiet.join(BOB)
     quiet.wait(80)
     assert quiet.pings == []
