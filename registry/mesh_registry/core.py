@@ -69,7 +69,6 @@ from meshlib.errors import InvalidValue, NotAuthentic, WeakKey
 from meshlib.identity import (
     MAX_DID_LENGTH,
     MESH_METHOD,
-    commits_to_key,
     did_of,
     parse_did,
     registration_statement,
@@ -525,8 +524,6 @@ def _checked_identity(body: PrekeysBody, account: Account) -> bytes:
         raise Refusal(422, "identity_key is not the X25519 form of identity_key_ed")
     if account.agreement_key is not None and agreement_key != account.agreement_key:
         raise Refusal(403, "identity_key is not the key this agent is registered with")
-    if commits_to_key(parse_did(account.did)) and did_of(Ed25519Public(signing_key)) != account.did:
-        raise Refusal(403, "identity_key_ed does not hash to this agent's DID")
     return signing_key
 
 

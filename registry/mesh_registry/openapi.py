@@ -188,7 +188,7 @@ _SCHEMAS: Json = {
                 online={"type": "boolean"},
             ),
         },
-        total={**_COUNT, "description": "agents that match, counted up to 1000"},
+        total={**_COUNT, "description": "agents that match, counted up to 200"},
     ),
     "Health": _object(
         "status service",

@@ -7,6 +7,7 @@ refused. The second header, ``Mesh-Request-Signature``, signs the whole request 
 
 import hashlib
 import heapq
+from enum import Enum, auto
 
 from msgspec import Struct
 
@@ -130,28 +131,32 @@ class Reply(Struct, frozen=True):
     body: bytes
 
 
+class _State(Enum):
+    UNDER_WAY = auto()
+    DONE = auto()
+    REGISTERED = auto()
+    """It came with a registration, which rests on another proof; the upload of prekeys may still use it."""
+
+
 class UsedProofs:
     """Proofs that have been used, and what for. Entries leave when they expire; a full memory refuses newcomers."""
 
     def __init__(self, limit: int = MAX_REMEMBERED) -> None:
         self._limit = limit
-        self._entries: dict[bytes, tuple[bytes, Reply | None]] = {}
+        self._entries: dict[bytes, tuple[bytes, _State | Reply]] = {}
         self._expiry: list[tuple[float, bytes]] = []
-        self._finished: set[bytes] = set()
-        self._registering: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def restore(self, proof: Proof) -> None:
         """Remember a proof used before a restart. Its reply is lost."""
-        self._add(proof)
-        self._finished.add(proof.digest)
+        self._add(proof, _State.DONE)
 
     def repeated(self, proof: Proof) -> Reply | None:
         """The reply to say again, when the same request has been carried out under this proof."""
-        used_for, reply = self._entries.get(proof.digest, (b"", None))
-        return reply if used_for == proof.fingerprint else None
+        used_for, state = self._entries.get(proof.digest, (b"", None))
+        return state if used_for == proof.fingerprint and isinstance(state, Reply) else None
 
     def use(self, proof: Proof, *, after_registering: bool = False) -> None:
         """Use a proof for a change. Carry the change out, then call :meth:`finish`, or :meth:`release` if it failed.
@@ -163,20 +168,20 @@ class UsedProofs:
                 and there is no reply to repeat, 503 when too many are remembered.
         """
         known = self._entries.get(proof.digest)
-        if after_registering and proof.digest in self._registering:
-            self._registering.discard(proof.digest)
-            self._finished.discard(proof.digest)
-            known = None
         if known is None:
             if len(self._entries) >= self._limit:
                 raise unavailable("too many signed requests at the moment", 30)
-            self._add(proof)
+            self._add(proof, _State.UNDER_WAY)
             return
-        if known[0] != proof.fingerprint:
+        used_for, state = known
+        if after_registering and state is _State.REGISTERED:
+            self._entries[proof.digest] = (proof.fingerprint, _State.UNDER_WAY)
+            return
+        if used_for != proof.fingerprint:
             raise unauthenticated("this signature has been used for another request: sign each request anew")
-        if proof.digest in self._finished:
-            raise Refusal(409, "this very request has been carried out before")
-        raise unavailable("this very request is being carried out")
+        if state is _State.UNDER_WAY:
+            raise unavailable("this very request is being carried out")
+        raise Refusal(409, "this very request has been carried out before")
 
     def spend(self, proof: Proof, *, registering: bool = False) -> bool:
         """Use up a proof a request carried without needing it. Whether it was fresh.
@@ -186,17 +191,13 @@ class UsedProofs:
         """
         if proof.digest in self._entries or len(self._entries) >= self._limit:
             return False
-        self._add(proof)
-        self._finished.add(proof.digest)
-        if registering:
-            self._registering.add(proof.digest)
+        self._add(proof, _State.REGISTERED if registering else _State.DONE)
         return True
 
     def finish(self, proof: Proof, reply: Reply | None) -> None:
         """The change has been carried out and answered."""
-        if proof.digest in self._entries:
-            self._entries[proof.digest] = (proof.fingerprint, reply)
-            self._finished.add(proof.digest)
+        if proof.digest in self._entries:  # else it has expired meanwhile
+            self._entries[proof.digest] = (proof.fingerprint, _State.DONE if reply is None else reply)
 
     def release(self, proof: Proof) -> None:
         """The change has not been carried out: the same request may come again."""
@@ -207,9 +208,7 @@ class UsedProofs:
         while self._expiry and self._expiry[0][0] < utc:
             _, digest = heapq.heappop(self._expiry)
             self._entries.pop(digest, None)
-            self._finished.discard(digest)
-            self._registering.discard(digest)
 
-    def _add(self, proof: Proof) -> None:
-        self._entries[proof.digest] = (proof.fingerprint, None)
+    def _add(self, proof: Proof, state: _State) -> None:
+        self._entries[proof.digest] = (proof.fingerprint, state)
         heapq.heappush(self._expiry, (proof.expires, proof.digest))

@@ -24,8 +24,9 @@ from mesh_registry.verbs import (
     Update,
 )
 
-TOTAL_BOUND = 1000
-"""A discovery counts matches up to here, so that its cost stays flat however many agents there are."""
+TOTAL_BOUND = 200
+"""A discovery counts matches up to here, as far as upstream can, so that its cost stays
+flat however many agents there are."""
 
 
 class StoreBusy(Exception):

@@ -254,13 +254,44 @@ async def test_a_captured_signature_serves_no_other_request(site: Site) -> None:
     said(await site.send(wire.delete_agent(ALICE.did), headers=headers), 401, "old")
 
 
-async def test_a_signature_seen_on_a_look_up_deletes_nobody(site: Site) -> None:
+@pytest.mark.parametrize("name", ["heartbeat", "update", "upload", "rating", "session"])
+async def test_every_change_uses_its_signature_up(site: Site, name: str) -> None:
     await site.join(ALICE)
-    for request in (wire.discover("x"), wire.get_agent(ALICE.did), wire.fetch_prekeys(ALICE.did)):
+    await site.join(BOB)
+    report = wire.SessionReport("s", ALICE.did, BOB.did, "success", ALICE.did)
+    request = {
+        "heartbeat": wire.heartbeat(ALICE.did),
+        "update": wire.update(ALICE.did, ["x"]),
+        "upload": ALICE.publication(3, signed_id=2),
+        "rating": wire.reputation(BOB.did, 1),
+        "session": wire.report_session(report),
+    }[name]
+    headers = wire.headers(request, ALICE.signer, timestamp(site.clock.utc), bound=False)
+    said(await site.send(request, headers=headers), 200)
+    said(await site.send(wire.delete_agent(ALICE.did), headers=headers), 401, "used for another request")
+
+
+async def test_a_signature_seen_on_a_look_up_changes_nothing(site: Site) -> None:
+    await site.join(ALICE)
+    for request in (
+        wire.discover("x"),
+        wire.get_agent(ALICE.did),
+        wire.fetch_prekeys(ALICE.did),
+        wire.presence(ALICE.did),
+    ):
         site.clock.advance(1)
         headers = wire.headers(request, ALICE.signer, timestamp(site.clock.utc), bound=False)
         said(await site.send(request, headers=headers), 200)
         said(await site.send(wire.delete_agent(ALICE.did), headers=headers), 401, "used for another request")
+        said(await site.send(ALICE.publication(1), headers=headers), 401, "used for another request")
+
+
+async def test_authorization_beside_a_registration_is_ignored_unless_it_is_bound(site: Site) -> None:
+    said(await site.send(ALICE.registration(), headers=[("authorization", "Bearer x")]), 201)
+    said(await site.send(BOB.registration(), MALLORY), 201)
+    theirs = Actor("carol")
+    said(await site.send(theirs.registration(), MALLORY, bound=True), 401, "another agent")
+    said(await site.send(wire.get_agent(theirs.did)), 404)
 
 
 async def test_a_signature_beside_a_registration_serves_only_the_upload_that_follows(site: Site) -> None:
@@ -424,6 +455,13 @@ async def test_a_refused_upload_changes_nothing(site: Site, path: str, value: An
     assert bundle["one_time_pre_key"]["key_id"] == 1
 
 
+async def test_a_signed_prekey_of_low_order_is_refused_though_signed(site: Site) -> None:
+    await site.join(ALICE)
+    signature = b64url(ALICE.identity.sign(bytes(32)))
+    weak = {"key_id": 5, "public_key": _LOW_ORDER, "signature": signature}
+    said(await site.send(changed(ALICE.publication(1), signed_pre_key=weak), ALICE), 422, "keeps a secret")
+
+
 async def test_more_than_200_one_time_keys_are_refused_at_once_or_in_portions(site: Site) -> None:
     await site.join(ALICE, 200)
     said(await site.send(ALICE.publication(201), ALICE), 422, "one_time_pre_keys")
@@ -507,6 +545,22 @@ async def test_agents_without_proof_cannot_take_names_that_are_hashes() -> None:
             422,
         )
     assert await site.store.count() == 0
+
+
+async def test_a_legacy_registration_needs_a_did_and_a_sound_key() -> None:
+    site = Site(LEGACY)
+    said(await site.send(changed(OLD.legacy_registration(), did=None)), 422, "did")
+    said(await site.send(changed(OLD.legacy_registration(), public_key=b64url(bytes(32)))), 422, "keeps a secret")
+    assert await site.store.count() == 0
+
+
+async def test_an_unsigned_upload_always_brings_its_signed_prekey() -> None:
+    site = Site(LEGACY)
+    said(await site.send(OLD.legacy_registration()), 201)
+    said(await site.send(OLD.publication(2)), 200)
+    only_keys = _with(OLD.publication(1, "merge", first_id=20), "signed_pre_key", None)
+    said(await site.send(only_keys), 401, "signed_pre_key")
+    assert (await record(site, OLD.did))["one_time_keys_left"] == 2
 
 
 async def test_sdk_4_registers_publishes_and_restarts_without_signing_anything() -> None:

@@ -158,6 +158,7 @@ async def test_hostile_bytes_cost_their_sender_only() -> None:
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 async def test_killed_at_any_time_it_hands_out_no_key_twice(tmp_path: Path) -> None:
     store = str(tmp_path / "registry.db")
     seen: list[int] = []
