@@ -19,8 +19,18 @@ from meshlib.errors import AgentNotFound
 from meshlib.identity import Did, Identity
 from meshlib.store.memory import MemoryStore
 from meshlib.store.protocol import Changes, SavedState
-from meshlib.wire.codec import decode
-from meshlib.wire.frames import Ack, Knock, KnockAccept, KnockReject, Message, PlaintextMessage
+from meshlib.wire.codec import decode, encode
+from meshlib.wire.frames import (
+    Ack,
+    Connected,
+    Knock,
+    KnockAccept,
+    KnockReject,
+    Message,
+    PlaintextMessage,
+    Receipt,
+    ReceiptState,
+)
 
 EPOCH = 1_767_225_600.0
 """2026-01-01T00:00:00Z, where a :class:`ManualClock` starts."""
@@ -94,8 +104,10 @@ class MemoryClient:
 
     def connect(self) -> None:
         """Open the connection to the mesh's relay."""
-        self.core.opened(self.mesh.clock.now)
+        self.core.opened(self.mesh.clock.now, "challenge" if self.mesh.receipts else None)
         self.step()
+        if self.mesh.receipts:
+            self.receive(encode(Connected(("receipts",))))
         self.mesh.replay(self)
 
     def send(self, peer: "MemoryClient", payload: object) -> str:
@@ -144,15 +156,22 @@ class MemoryMesh:
 
     Frames lie in ``inboxes`` until :meth:`settle` or :meth:`deliver` moves them, so that a test can drop, repeat,
     reorder or forge them.
+
+    Args:
+        receipts: tell senders what became of their messages, as our relay does.
     """
 
-    def __init__(self, seed: str = "mesh") -> None:
+    def __init__(self, seed: str = "mesh", *, receipts: bool = False) -> None:
         self.seed = seed
+        self.receipts = receipts
+        self.unread: list[tuple[Did, str]] = []
+        self._held_back: set[Did] = set()
         self.clock = ManualClock()
         self.clients: dict[Did, MemoryClient] = {}
         self.inboxes: dict[Did, deque[bytes]] = {}
         self.delivered: dict[Did, dict[str, bytes]] = {}
         self.directory: dict[Did, _Directory] = {}
+        self._news: deque[tuple[str, bytes]] = deque()
         self.acked: list[tuple[Did, str]] = []
         self._boots: dict[str, int] = {}
 
@@ -173,7 +192,7 @@ class MemoryMesh:
     ) -> MemoryClient:
         """Start an agent, publish its prekeys and connect it."""
         identity = identity or Identity.generate(SeededEntropy(f"{self.seed}/{name}"))
-        made = Profile(identity=identity, **{"did": identity.did, "extensions": False, **profile})  # type: ignore[arg-type]
+        made = Profile(identity=identity, **{"did": identity.did, "extensions": self.receipts, **profile})  # type: ignore[arg-type]
         client = MemoryClient(self, name, made, state or SavedState(), limits)
         self.clients[client.did] = client
         self.inboxes.setdefault(client.did, deque())
@@ -196,8 +215,11 @@ class MemoryMesh:
         """Take a frame from an agent."""
         frame = decode(raw)
         if isinstance(frame, Ack):
-            self.acked.append((sender.did, frame.id))
-            self.delivered[sender.did].pop(frame.id, None)
+            (self.unread if frame.unread else self.acked).append((sender.did, frame.id))
+            raw = self.delivered[sender.did].pop(frame.id, b"")
+            if self.receipts and raw:
+                state = ReceiptState.UNREAD if frame.unread else ReceiptState.DELIVERED
+                self._news.append((getattr(decode(raw), "sender", ""), encode(Receipt(frame.id, state))))
         elif isinstance(frame, Knock | KnockAccept | KnockReject | Message | PlaintextMessage):
             self.inboxes.setdefault(Did(frame.recipient), deque()).append(raw)
 
@@ -215,7 +237,7 @@ class MemoryMesh:
     def deliver(self, client: MemoryClient) -> bytes | None:
         """Hand one waiting frame to an agent."""
         inbox = self.inboxes[client.did]
-        if not inbox:
+        if not inbox or client.did in self._held_back:
             return None
         raw = inbox.popleft()
         identifier = getattr(decode(raw), "id", "")
@@ -229,6 +251,14 @@ class MemoryMesh:
         self.delivered[client.did] = {}
         self.inboxes[client.did].extendleft(reversed(waiting.values()))
 
+    def hold_back(self, client: MemoryClient) -> None:
+        """Keep an agent's frames from it until :meth:`let_go`."""
+        self._held_back.add(client.did)
+
+    def let_go(self, client: MemoryClient) -> None:
+        """Deliver to an agent again."""
+        self._held_back.discard(client.did)
+
     def settle(self, rounds: int = 1_000) -> None:
         """Move frames until none is left.
 
@@ -236,8 +266,12 @@ class MemoryMesh:
             AssertionError: they never end.
         """
         for _ in range(rounds):
+            while self._news:
+                did, receipt = self._news.popleft()
+                if did in self.clients:
+                    self.clients[Did(did)].receive(receipt)
             moved = [self.deliver(client) for client in list(self.clients.values())]
-            if not any(moved):
+            if not any(moved) and not self._news:
                 return
         raise AssertionError(f"frames still travel after {rounds} rounds")
 

@@ -29,7 +29,7 @@ from meshlib.client.events import (
     Received,
     SessionLost,
 )
-from meshlib.client.held import HeldMessages
+from meshlib.client.held import Held, HeldMessages
 from meshlib.client.inbox import Inbox
 from meshlib.client.keyring import Keyring, PrekeyUpload
 from meshlib.client.outbox import Outbox
@@ -81,6 +81,11 @@ TERMINAL_CODES: Mapping[int, str] = {
 """Close codes that a retry does not change."""
 RETRY_BUNDLE_AFTER = 5.0
 """Seconds until a bundle that could not be fetched is asked for again."""
+REOPEN_AFTER = (0.5, 2.0, 8.0, 30.0, 60.0)
+"""Seconds before the first, second, ... new session for a peer that cannot read us. The first wait lets what was said
+about messages in flight pass; the growing ones keep a relay that invents complaints from draining prekeys."""
+FORGIVEN_AFTER = 120.0
+"""Seconds after which a peer's complaints count from the start again."""
 
 
 class Link(Enum):
@@ -160,6 +165,7 @@ class ClientCore:
         self._fetches: list[Did] = []
         self._retry_fetch: dict[Did, float] = {}
         self._hints: dict[Did, Dialect] = {}
+        self._complaints: OrderedDict[Did, tuple[int, float]] = OrderedDict()
         self._changes = Changes()
         self._writes: list[bytes] = []
         self._events: deque[Event] = deque(maxlen=limits.events)
@@ -343,8 +349,9 @@ class ClientCore:
                 # has let it in answers as before.
                 self._writes.append(knock)
             for outgoing in self.outbox.of(did):
-                # Written to the lost connection and not confirmed: the same bytes again, the relay knows the id.
-                if outgoing.state is DeliveryState.RELAYED and outgoing.frame is not None:
+                # Written before and not known to be delivered: the same bytes again. A relay that has them, or has
+                # delivered them lately, answers with a receipt; a recipient drops the copy.
+                if outgoing.frame is not None:
                     self._writes.append(outgoing.frame)
                     self._relayed.append(outgoing.id)
             self._pump(did, now)
@@ -524,7 +531,7 @@ class ClientCore:
             case frames.KnockAccept():
                 self._knock_accept(frame)
             case frames.KnockReject():
-                self._knock_reject(frame)
+                self._knock_reject(frame, now)
             case frames.PendingMessages():
                 for fault in frame.faults:
                     self._malformed(fault)
@@ -534,7 +541,7 @@ class ClientCore:
                 if self.link is Link.PROVING:
                     self._up(now, frozenset(frame.features))
             case frames.Receipt():
-                self._receipt(frame)
+                self._receipt(frame, now)
             case frames.Error():
                 self._events.append(FaultFound("relay", frame.detail))
             case _:
@@ -544,6 +551,8 @@ class ClientCore:
         kind = {"message": "decrypt", "knock": "knock"}.get(error.frame_type or "", "frame")
         sender = _did_or_none(error.sender)
         self._events.append(FaultFound(kind, str(error), sender, error.id))
+        if sender is not None and error.id and error.frame_type in ("message", "knock", "knock_accept", "knock_reject"):
+            self._ack(error.id, unread=True)
 
     def _message(self, frame: frames.Message, now: Instant) -> None:
         sender = _did_or_none(frame.sender)
@@ -557,11 +566,16 @@ class ClientCore:
         if failure is None:
             return
         asked = any(one.knock.sender == sender for one in self._asked.values())
-        if asked or not (peer.strands or peer.candidates):
-            if not self.held.hold(sender, frame, now.monotonic, considered=asked):
-                self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
-        else:
+        known = bool(peer.strands or peer.candidates)
+        if known and not asked:
             self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
+        if type(failure) is not NotAuthentic:
+            self._ack(frame.id, unread=True)
+            return
+        # No session reads it, but a knock that is on its way may explain it.
+        reported = known and not asked
+        for dropped in self.held.hold(sender, frame, now.monotonic, considered=asked, reported=reported):
+            self._give_up(sender, dropped)
 
     def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
@@ -575,8 +589,9 @@ class ClientCore:
             try:
                 advanced, plaintext = session.decrypt(header, frame.ciphertext, self._entropy)
             except Replayed as error:
-                # Read before, under whatever id: it will never be of use, so the relay need not keep it.
-                self._ack(frame.id)
+                # Its number was used under another id: by a relay that relabels, or by a peer that was restored from a
+                # backup and does not know. Only in the second case does somebody hear that it was not read.
+                self._ack(frame.id, unread=True)
                 self._events.append(FaultFound("replay", str(error), peer.did, frame.id))
                 return None
             except PeerError as error:
@@ -681,6 +696,9 @@ class ClientCore:
                 # Somebody knocks in another's name. A reject would reach the one whose name was taken.
                 self._events.append(FaultFound("knock", str(error), sender, frame.id))
                 return
+            except UnknownPrekey as error:
+                self._refuse_knock(frame, sender, str(error), now, frames.UNKNOWN_PREKEY)
+                return
             except (PeerError, InvalidValue) as error:
                 self._refuse_knock(frame, sender, str(error), now)
                 return
@@ -704,7 +722,8 @@ class ClientCore:
         if alive or any(candidate.opening == opening for candidate in peer.candidates):
             self._write(self._accept_frame(MessageId(frame.id), sender, now))
         else:
-            self._refuse_knock(frame, sender, "a knock that was used before opens nothing twice", now)
+            detail = "a knock that was used before opens nothing twice"
+            self._refuse_knock(frame, sender, detail, now, frames.UNKNOWN_PREKEY)
 
     def _candidate_sessions(
         self, sender: Did, establishment: frames.Establishment
@@ -775,23 +794,29 @@ class ClientCore:
             self._keep_peer(peer)
         self._write(self._accept_frame(MessageId(asked.knock.id), sender, now))
         if asked.opening is not None:
-            for frame in self.held.release(sender):
-                if not self._is_duplicate(sender, frame.id):
-                    failure = self._open(self.peer(sender), frame, now)
+            for held in self.held.release(sender):
+                if not self._is_duplicate(sender, held.frame.id):
+                    failure = self._open(self.peer(sender), held.frame, now)
                     if failure is not None:
-                        self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
+                        self._give_up(sender, held, str(failure))
 
-    def _refuse_knock(self, frame: frames.Knock, sender: Did, detail: str, now: Instant) -> None:
+    def _refuse_knock(
+        self, frame: frames.Knock, sender: Did, detail: str, now: Instant, remedy: str | None = None
+    ) -> None:
         self._events.append(FaultFound("knock", detail, sender, frame.id))
-        self._write(self._reject_frame(frame, sender, now))
+        self._write(self._reject_frame(frame, sender, now, remedy))
 
     def _accept_frame(self, knock: MessageId, sender: Did, now: Instant) -> frames.KnockAccept:
         answer = message_id(self._entropy)
         return frames.KnockAccept(self.profile.did, sender, answer, knock, timestamp(now.utc))
 
-    def _reject_frame(self, knock: frames.Knock, sender: Did, now: Instant) -> frames.KnockReject:
+    def _reject_frame(
+        self, knock: frames.Knock, sender: Did, now: Instant, remedy: str | None = None
+    ) -> frames.KnockReject:
         answer = message_id(self._entropy)
-        return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", timestamp(now.utc))
+        stamp = timestamp(now.utc)
+        detail = remedy if self.profile.extensions else None
+        return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", stamp, detail)
 
     def _knock_accept(self, frame: frames.KnockAccept) -> None:
         self._ack(frame.id)
@@ -803,7 +828,7 @@ class ClientCore:
             self._keep_peer(peer.accepted())
             self._events.append(KnockAccepted(sender))
 
-    def _knock_reject(self, frame: frames.KnockReject) -> None:
+    def _knock_reject(self, frame: frames.KnockReject, now: Instant) -> None:
         self._ack(frame.id)
         sender = _did_or_none(frame.sender)
         if sender is None:
@@ -811,31 +836,61 @@ class ClientCore:
         peer = self.peer(sender)
         if peer.knock_id is None or peer.knock_id != frame.knock_id:
             return  # only a knock that is out can be rejected; an invented id closes nothing
+        if frame.detail == frames.UNKNOWN_PREKEY:
+            self._keep_peer(peer.rejected())
+            self._reopen(sender, "the peer does not hold the prekey of our knock any more", now)
+            return
         self._keep_peer(peer.rejected())
         self._events.append(KnockRejected(sender, frame.reason))
         self._refuse_all(sender, f"{sender} refused the knock: {frame.reason}")
 
     def _expire_held(self, now: Instant) -> None:
         for sender, lost in self.held.expire(now.monotonic).items():
-            self._events.append(SessionLost(sender, f"{lost} messages came without a knock that explains them"))
+            for held in lost:
+                self._ack(held.frame.id, unread=True)
+            self._events.append(SessionLost(sender, f"{len(lost)} messages came that no session and no knock explains"))
+
+    def _give_up(self, sender: Did, held: Held, detail: str = "no session reads the message") -> None:
+        """A message nothing will ever read: say so, here and to its sender."""
+        self._ack(held.frame.id, unread=True)
+        if not held.reported:
+            self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))
 
     # --- receipts ----------------------------------------------------------------------------------------------------
 
-    def _receipt(self, frame: frames.Receipt) -> None:
+    def _receipt(self, frame: frames.Receipt, now: Instant) -> None:
         outgoing = self.outbox.get(MessageId(frame.id))
-        if outgoing is None:
-            return
-        try:
-            state = DeliveryState(frame.state)
-        except ValueError:
-            return  # a state of a later day
-        if state is DeliveryState.STORED:
-            self.outbox.keep(replace(outgoing, state=state, frame=None))
-        elif state in (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED):
-            self.outbox.drop(outgoing.id)
-        else:
-            return
+        if outgoing is None or outgoing.state is DeliveryState.QUEUED:
+            return  # long done, or about a frame that is being encrypted anew
+        match frame.state:
+            case frames.ReceiptState.STORED:
+                state = DeliveryState.STORED
+                self.outbox.keep(replace(outgoing, state=state))
+            case frames.ReceiptState.UNREAD:
+                self._reopen(outgoing.peer, "the peer cannot read us", now)
+                return
+            case final:
+                state = DeliveryState(final.value)
+                self.outbox.drop(outgoing.id)
+                self._complaints.pop(outgoing.peer, None)
         self._events.append(DeliveryChanged(outgoing.peer, outgoing.id, state))
+
+    def _reopen(self, did: Did, why: str, now: Instant) -> None:
+        """Open a new session with a peer that cannot read us, and encrypt anew what waits for it."""
+        waiting = [outgoing.id for outgoing in self.outbox.of(did) if outgoing.state is not DeliveryState.QUEUED]
+        self.outbox.encrypt_anew(did)
+        self._events.extend(DeliveryChanged(did, message, DeliveryState.QUEUED, why) for message in waiting)
+        peer = self.peer(did)
+        self._keep_peer(peer.unread())
+        if peer.entry is Entry.FETCHING:
+            return  # already on its way
+        self._events.append(SessionLost(did, why))
+        count, last = self._complaints.pop(did, (0, now.monotonic))
+        count = 0 if now.monotonic - last > FORGIVEN_AFTER else count
+        self._complaints[did] = (count + 1, now.monotonic)
+        while len(self._complaints) > self.limits.strangers:
+            self._complaints.popitem(last=False)
+        self._retry_fetch[did] = now.monotonic + REOPEN_AFTER[min(count, len(REOPEN_AFTER) - 1)]
 
     # --- prekeys -----------------------------------------------------------------------------------------------------
 
@@ -859,9 +914,9 @@ class ClientCore:
     def _write(self, frame: frames.Frame) -> None:
         self._writes.append(encode(frame))
 
-    def _ack(self, message: str) -> None:
+    def _ack(self, message: str, *, unread: bool = False) -> None:
         if self.link is not Link.DOWN:
-            self._write(frames.Ack(MessageId(message)))
+            self._write(frames.Ack(MessageId(message), unread))
 
     def _keep_peer(self, peer: Peer) -> None:
         known = peer.did in self._peers

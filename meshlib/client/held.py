@@ -1,6 +1,6 @@
 """Messages that nothing can read yet: they overtook their knock, or their knock waits for the policy's answer.
 
-Owns the bounds. What is dropped here is not acknowledged, so a relay that keeps frames offers it again.
+Owns the bounds. Whatever is dropped is handed back, so that its sender can be told.
 """
 
 from collections import deque
@@ -11,9 +11,12 @@ from meshlib.identity import Did
 from meshlib.wire.frames import Message
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
+    """A frame, how long it is worth keeping (monotonic seconds), and whether its failure was reported already."""
+
     frame: Message
     until: float
+    reported: bool
 
 
 class HeldMessages:
@@ -21,40 +24,38 @@ class HeldMessages:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._of: dict[Did, deque[_Held]] = {}
+        self._of: dict[Did, deque[Held]] = {}
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._of.values())
 
-    def hold(self, sender: Did, frame: Message, now: float, *, considered: bool) -> bool:
-        """Keep a frame; the oldest make room. Returns whether frames are kept at all.
+    def hold(self, sender: Did, frame: Message, now: float, *, considered: bool, reported: bool = False) -> list[Held]:
+        """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
 
         Args:
             now: monotonic seconds.
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
         """
         size = self._limits.asked_frames_per_peer if considered else self._limits.held_frames_per_peer
-        if size == 0:
-            return False
         queue = self._of.setdefault(sender, deque())
-        queue.append(_Held(frame, float("inf") if considered else now + self._limits.held_seconds))
-        while len(queue) > size:
-            queue.popleft()
+        queue.append(Held(frame, float("inf") if considered else now + self._limits.held_seconds, reported))
+        dropped = [queue.popleft() for _ in range(len(queue) - size)]
+        if not queue:
+            del self._of[sender]
         while len(self._of) > self._limits.held_peers:
-            self._of.pop(next(iter(self._of)))
-        return True
+            dropped.extend(self._of.pop(next(iter(self._of))))
+        return dropped
 
-    def release(self, sender: Did) -> list[Message]:
+    def release(self, sender: Did) -> list[Held]:
         """Take out what is held of a peer, in order."""
-        return [held.frame for held in self._of.pop(sender, ())]
+        return list(self._of.pop(sender, ()))
 
-    def expire(self, now: float) -> dict[Did, int]:
-        """Drop what has waited too long. Returns how many per peer."""
-        lost: dict[Did, int] = {}
+    def expire(self, now: float) -> dict[Did, list[Held]]:
+        """Take out what has waited too long, per peer."""
+        lost: dict[Did, list[Held]] = {}
         for sender, queue in list(self._of.items()):
             while queue and queue[0].until <= now:
-                queue.popleft()
-                lost[sender] = lost.get(sender, 0) + 1
+                lost.setdefault(sender, []).append(queue.popleft())
             if not queue:
                 del self._of[sender]
         return lost

@@ -35,6 +35,8 @@ class Strand:
     """Whether a message of the peer has authenticated on it."""
     rival: bytes | None = None
     """Id of the session of ours that a knock of the peer crossed."""
+    mute: bool = False
+    """The peer says that it cannot read it. We go on reading, and send on it again once the peer is heard on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Wish(Enum):
     FAILED = "the bundle cannot be had"
     ANSWERED = "the peer let us in, in words or by speaking on our session"
     REJECTED = "the peer refused"
+    LOST = "the peer cannot read us"
 
 
 class Entry(Enum):
@@ -73,14 +76,18 @@ class Entry(Enum):
 ENTRY_TABLE: dict[tuple[Entry, Wish], Entry] = {
     (Entry.IDLE, Wish.NEEDED): Entry.FETCHING,
     (Entry.IDLE, Wish.BUNDLE): Entry.KNOCKING,
+    (Entry.IDLE, Wish.LOST): Entry.FETCHING,
     (Entry.FETCHING, Wish.NEEDED): Entry.FETCHING,
     (Entry.FETCHING, Wish.BUNDLE): Entry.KNOCKING,
     (Entry.FETCHING, Wish.FAILED): Entry.IDLE,
     (Entry.FETCHING, Wish.ANSWERED): Entry.FETCHING,
+    (Entry.FETCHING, Wish.REJECTED): Entry.FETCHING,
+    (Entry.FETCHING, Wish.LOST): Entry.FETCHING,
     (Entry.KNOCKING, Wish.NEEDED): Entry.KNOCKING,
     (Entry.KNOCKING, Wish.BUNDLE): Entry.KNOCKING,
     (Entry.KNOCKING, Wish.ANSWERED): Entry.IDLE,
     (Entry.KNOCKING, Wish.REJECTED): Entry.IDLE,
+    (Entry.KNOCKING, Wish.LOST): Entry.FETCHING,
 }
 """Every transition there is; a pair that is missing is a mistake of ours, never of a peer."""
 
@@ -113,7 +120,7 @@ class Peer:
     def sending(self) -> Strand | None:
         """The strand to send on, if one can."""
         for strand in self.strands:
-            if strand.session.can_send:
+            if strand.session.can_send and not strand.mute:
                 return strand
         return None
 
@@ -163,7 +170,7 @@ class Peer:
             candidates = tuple(other for other in self.candidates if other is not candidate)
         else:
             assert known is not None, "attempts() offers only strands that are kept"
-            strand = replace(known, session=session, heard=True)
+            strand = replace(known, session=session, heard=True, mute=False)
             candidates = self.candidates
         rest = tuple(other for other in self.strands if other.session.id != session.id)
         answered = self.knock_id is not None and known is not None and not known.heard
@@ -186,6 +193,10 @@ class Peer:
             replace(strand, session=session) if strand.session.id == session.id else strand for strand in self.strands
         )
         return replace(self, strands=strands)
+
+    def unread(self) -> "Peer":
+        """The peer after it said that it cannot read what we send: every session of now is for reading only."""
+        return replace(self.step(Wish.LOST), strands=tuple(replace(strand, mute=True) for strand in self.strands))
 
     def without_sessions(self) -> "Peer":
         """The peer after its sessions were dropped on purpose."""

@@ -166,11 +166,11 @@ class SqliteStore:
 
     def _load_peers(self) -> dict[Did, Peer]:
         strands: dict[str, list[Strand]] = {}
-        for did, session_id, opened, heard, rival, sealed in self._rows(
-            "SELECT peer, session, opened, heard, rival, sealed FROM strand ORDER BY peer, place"
+        for did, session_id, opened, heard, rival, mute, sealed in self._rows(
+            "SELECT peer, session, opened, heard, rival, mute, sealed FROM strand ORDER BY peer, place"
         ):
             session = unpack_session(self._seal.unlock(sealed, "strand", did, session_id.hex()))
-            strands.setdefault(did, []).append(Strand(session, opened, bool(heard), rival))
+            strands.setdefault(did, []).append(Strand(session, opened, bool(heard), rival, bool(mute)))
         candidates: dict[str, list[Candidate]] = {}
         for did, knock_id, ik, ek, one_time_key_id, opened, rival in self._rows(
             "SELECT peer, knock_id, ik, ek, one_time_key_id, opened, rival FROM candidate ORDER BY peer, place"
@@ -307,9 +307,10 @@ class SqliteStore:
         )
         connection.executemany("DELETE FROM strand WHERE peer = ? AND session = ?", ended)
         connection.executemany(
-            "INSERT INTO strand (peer, session, place, opened, heard, rival, sealed) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO strand (peer, session, place, opened, heard, rival, mute, sealed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (peer, session) DO UPDATE SET place = excluded.place, opened = excluded.opened,"
-            " heard = excluded.heard, rival = excluded.rival, sealed = excluded.sealed",
+            " heard = excluded.heard, rival = excluded.rival, mute = excluded.mute, sealed = excluded.sealed",
             strands,
         )
         connection.executemany("DELETE FROM candidate WHERE peer = ?", settled)
@@ -331,7 +332,7 @@ class SqliteStore:
     def _strand_row(self, did: Did, place: int, strand: Strand) -> _Row:
         session_id = strand.session.id
         sealed = self._seal.lock(pack_session(strand.session), "strand", did, session_id.hex())
-        return (did, session_id, place, strand.opened, strand.heard, strand.rival, sealed)
+        return (did, session_id, place, strand.opened, strand.heard, strand.rival, strand.mute, sealed)
 
     def _save_outbox(self, connection: sqlite3.Connection, changes: Mapping[MessageId, Outgoing | None]) -> None:
         gone, there = _split(changes)

@@ -144,9 +144,10 @@ def _write_knock_accept(frame: KnockAccept) -> str:
 
 
 def _write_knock_reject(frame: KnockReject) -> str:
+    detail = "" if frame.detail is None else f',"detail":{js_string(frame.detail)}'
     return (
         f'{_routed_head("knock_reject", frame)},"knock_id":{js_string(frame.knock_id)},'
-        f'"reason":{js_string(frame.reason)},"ts":{js_string(frame.ts)}}}'
+        f'"reason":{js_string(frame.reason)},"ts":{js_string(frame.ts)}{detail}}}'
     )
 
 
@@ -167,7 +168,8 @@ def _write_plaintext(frame: PlaintextMessage) -> str:
 
 
 def _write_ack(frame: Ack) -> str:
-    return f'{{"v":1,"type":"ack","id":{js_string(frame.id)}}}'
+    unread = ',"unread":true' if frame.unread else ""
+    return f'{{"v":1,"type":"ack","id":{js_string(frame.id)}{unread}}}'
 
 
 def _write_pending(frame: PendingMessages) -> str:
@@ -456,6 +458,7 @@ def _read_knock_reject(members: _Members) -> KnockReject:
         members.text_or_empty("knock_id", MAX_ID),
         members.text_or_empty("reason"),
         members.text_or_empty("ts"),
+        members.text_or_empty("detail") or None,
     )
 
 
@@ -495,7 +498,7 @@ def _read_header(value: object) -> MessageHeader:
 
 
 def _read_ack(members: _Members) -> Ack:
-    return Ack(members.text("id", MAX_ID))
+    return Ack(members.text("id", MAX_ID), members.raw("unread") is True)
 
 
 def _read_pending(members: _Members) -> PendingMessages:

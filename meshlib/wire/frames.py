@@ -102,6 +102,11 @@ class KnockReject(Struct, frozen=True):
     knock_id: str
     reason: str
     ts: str
+    detail: str | None = None
+    """An extension: :data:`UNKNOWN_PREKEY` says that another knock, with a fresh bundle, will do."""
+
+
+UNKNOWN_PREKEY = "unknown_prekey"
 
 
 class MessageHeader(Struct, frozen=True):
@@ -138,9 +143,13 @@ class PlaintextMessage(Struct, frozen=True):
 
 
 class Ack(Struct, frozen=True):
-    """The recipient has a stored frame in safe hands; the relay may forget it."""
+    """The recipient has a stored frame in safe hands; the relay may forget it.
+
+    ``unread``, an extension, says that it is of no use to the recipient: no session reads it.
+    """
 
     id: str
+    unread: bool = False
 
 
 class PendingMessages(Struct, frozen=True):
@@ -167,6 +176,8 @@ class ReceiptState(StrEnum):
     """Dropped after the retention time."""
     REFUSED = "refused"
     """Not taken: a quota is full or the frame is impossible."""
+    UNREAD = "unread"
+    """The recipient has it and no session that reads it: encrypt it anew for a new one."""
 
 
 class Receipt(Struct, frozen=True):

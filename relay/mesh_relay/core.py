@@ -226,6 +226,7 @@ class Counters:
     stored: int = 0
     delivered: int = 0
     expired: int = 0
+    unread: int = 0
     abandoned: int = 0
     refused: int = 0
     retransmitted: int = 0
@@ -639,9 +640,11 @@ class RelayCore:
         """Remove what the recipient has handled.
 
         An ack names an id only, and ids are the senders' choice: it means every frame of that id that was pushed to
-        this recipient. ``from`` of a sender, an extension, narrows it down.
+        this recipient. ``from`` of a sender, an extension, narrows it down; ``unread``, another one, says that the
+        frame is of no use to the recipient, which its sender should know.
         """
         frame_id, sender, mailbox = envelope.id, envelope.sender, binding.mailbox
+        done = self._unread if envelope.unread is True else self._delivered
         if frame_id is msgspec.UNSET:
             self._complain(binding.link, "an ack has an id")
             return
@@ -654,10 +657,10 @@ class RelayCore:
             for found in entries:
                 if only is None or found.sender == only:
                     self._forget(found)
-                    self._delivered(found)
+                    done(found)
         elif sender is msgspec.UNSET or sender == binding.did or sender == entry.sender:
             del mailbox.awaiting[frame_id]
-            self._delivered(entry)
+            done(entry)
         if not binding.acks_everything and not entry.control and entry.seq <= binding.cursor:
             if entry.seq > binding.acked.get(entry.sender, 0):
                 binding.acked[entry.sender] = entry.seq
@@ -673,6 +676,14 @@ class RelayCore:
         sender = self._mailboxes.get(entry.sender)
         if sender is not None and sender.binding is not None:
             self._receipt(sender.binding, entry.id, b"delivered")
+
+    def _unread(self, entry: _Entry) -> None:
+        # Not remembered as acked: the sender encrypts it anew under the same id, and that copy has to arrive.
+        self.counters.unread += 1
+        self._remove(entry)
+        sender = self._mailboxes.get(entry.sender)
+        if sender is not None and sender.binding is not None:
+            self._receipt(sender.binding, entry.id, b"unread")
 
     def _receipt(self, binding: _Binding, frame_id: str, state: bytes) -> None:
         if binding.receipts:
@@ -715,7 +726,7 @@ class RelayCore:
                 self.counters.abandoned += 1
                 sender = self._mailboxes.get(entry.sender)
                 if sender is not None and sender.binding is not None:
-                    self._receipt(sender.binding, entry.id, b"expired")
+                    self._receipt(sender.binding, entry.id, b"unread")
 
     def _handled(self, binding: _Binding, entries: Sequence[_Entry]) -> None:
         for entry in entries:

@@ -27,6 +27,7 @@ class Envelope(msgspec.Struct, rename={"sender": "from", "recipient": "to"}, gc=
     recipient: str | msgspec.UnsetType = msgspec.UNSET
     id: str | msgspec.UnsetType = msgspec.UNSET
     knock_id: str | msgspec.UnsetType = msgspec.UNSET
+    unread: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(Envelope).decode
@@ -87,7 +88,7 @@ def error(detail: str, **facts: object) -> bytes:
 
 
 def receipt(message_id: str, state: bytes) -> bytes:
-    """What became of a frame: ``stored``, ``delivered``, ``expired`` or ``refused``."""
+    """What became of a frame: ``stored``, ``delivered``, ``expired``, ``refused`` or ``unread``."""
     return b"".join((b'{"v":1,"type":"receipt","id":', _encode(message_id), b',"state":"', state, b'"}'))
 
 

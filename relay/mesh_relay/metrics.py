@@ -58,6 +58,7 @@ _HELP = {
     "stored": "Frames committed to the inbox",
     "delivered": "Frames their recipient has acked",
     "expired": "Frames nobody fetched in time",
+    "unread": "Frames their recipient has acked as unreadable",
     "abandoned": "Frames their recipient's client could not read",
     "refused": "Frames refused by a quota",
     "retransmitted": "Frames not taken again because the same bytes were known",

@@ -388,7 +388,10 @@ def peers(draw: st.DrawFn) -> Peer:
     rivals = st.none() | st.sampled_from([session.id for session in SESSIONS])
     return Peer(
         draw(st.sampled_from(DIDS)),
-        tuple(Strand(session, draw(numbers), draw(st.booleans()), draw(rivals)) for session in sessions),
+        tuple(
+            Strand(session, draw(numbers), draw(st.booleans()), draw(rivals), draw(st.booleans()))
+            for session in sessions
+        ),
         tuple(
             Candidate(message(draw(numbers)), opening, draw(numbers), tuple(sessions[:1]), draw(rivals))
             for opening in draw(st.lists(st.sampled_from(OPENINGS), max_size=3))

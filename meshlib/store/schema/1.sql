@@ -43,6 +43,7 @@ CREATE TABLE strand (
     opened  INTEGER NOT NULL,
     heard   INTEGER NOT NULL,
     rival   BLOB,
+    mute    INTEGER NOT NULL, -- the peer cannot read it
     sealed  BLOB NOT NULL,
     PRIMARY KEY (peer, session)
 );

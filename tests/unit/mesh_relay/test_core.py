@@ -506,6 +506,15 @@ def test_a_websocket_ping_is_life(relay: Relay) -> None:
     assert relay.closed == {}
 
 
+def test_an_unread_frame_is_reported_and_its_new_encryption_arrives(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, features=FEATURES), relay.join(BOB, features=FEATURES)
+    relay.say(alice, message(BOB.did, "1", ciphertext="b2xk"))
+    relay.say(bob, dump({"v": 1, "type": "ack", "id": "1", "unread": True}))
+    assert relay.receipts(alice)[-1] == ("1", "unread")
+    relay.say(alice, message(BOB.did, "1", ciphertext="bmV3"))
+    assert len(relay.frames(bob, "message")) == 2
+
+
 def test_the_relay_pings_only_the_silent_and_not_when_told_not_to() -> None:
     quiet, relay = Relay(ping_seconds=math.inf), Relay()
     quiet.join(BOB)
@@ -791,7 +800,7 @@ def test_what_a_connection_passed_over_is_not_replayed_to_the_next(relay: Relay)
     again = relay.join(BOB)
     relay.commit()
     assert relay.ids(again) == ["other", "unread"]
-    assert relay.receipts(alice)[-1] == ("poison", "expired")
+    assert relay.receipts(alice)[-1] == ("poison", "unread")
     assert relay.core.counters.abandoned == 1
 
 

@@ -192,7 +192,7 @@ class TestHostileFrames:
         bob.receive(encode(dataclass_replace(decode(raw), id="relabelled")))
         assert bob.payloads == ["hello", "once"]
         assert ("replay", alice.did) in faults(bob)
-        assert mesh.acked[-1] == (bob.did, "relabelled")
+        assert mesh.unread == [(bob.did, "relabelled")]
 
     @pytest.mark.parametrize(
         "raw", [b"", b"null", b"5", b"[1,2]", b'"text"', b"{}", b"not json", b"\xff\xfe", b'{"type":{}}', b"[" * 10_000]
@@ -519,6 +519,92 @@ class TestKnocks:
         mesh.settle()
         assert bob.payloads == ["old words"]
         assert bob.core.peer(alice.did).dialect is Dialect.AGT4
+
+
+class TestHealing:
+    """Between two of ours, over a relay that sends receipts."""
+
+    @pytest.fixture
+    def mesh(self):
+        return MemoryMesh(receipts=True)
+
+    @pytest.fixture
+    def pair(self, mesh):
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "hello")
+        mesh.settle()
+        bob.send(alice, "welcome")
+        mesh.settle()
+        return alice, bob
+
+    def pass_time(self, mesh, seconds):
+        for _ in range(int(seconds * 4)):
+            mesh.clock.advance(0.25)
+            for client in list(mesh.clients.values()):
+                client.core.tick(mesh.clock.now)
+                client.step()
+            mesh.settle()
+
+    def test_a_recipient_that_lost_everything_gets_its_mail_all_the_same(self, mesh, pair):  # 6
+        alice, bob = pair
+        mesh.clock.advance(60)
+        bob = mesh.restart(bob, keep_state=False)
+        sent = [alice.send(bob, number) for number in range(20)]
+        self.pass_time(mesh, 8)
+        assert bob.payloads == list(range(20))
+        assert [one.id for one in bob.received] == sent
+        assert alice.core.outbox_size == 0
+        assert alice.told(SessionLost)
+
+    def test_a_knock_for_a_prekey_that_is_gone_is_tried_again_with_a_fresh_one(self, mesh):  # 10
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.core.send(bob.did, "hello", mesh.clock.now)
+        alice.core.fetches()
+        entry = mesh.directory[bob.did]
+        alice.core.bundle(bob.did, make_bundle(entry.identity, entry.upload.signed, entry.one_time[0]), mesh.clock.now)
+        alice.step()
+        mesh.clock.advance(60)
+        bob = mesh.restart(bob, keep_state=False)
+        self.pass_time(mesh, 8)
+        assert bob.payloads == ["hello"]
+        assert alice.core.outbox_size == 0
+        assert not alice.told(KnockRejected)
+
+    def test_a_peer_restored_from_a_backup_is_heard_again(self, mesh, pair):
+        alice, bob = pair
+        backup = alice.store.load()
+        for number in range(5):
+            alice.send(bob, number)
+        mesh.settle()
+        alice = mesh.agent("alice", state=backup, identity=alice.core.profile.identity, ack_when_saved=True)
+        alice.send(bob, "after the backup")
+        self.pass_time(mesh, 8)
+        assert bob.payloads[-1] == "after the backup"
+        assert alice.core.outbox_size == 0
+
+    def test_invented_complaints_do_not_drain_prekeys(self, mesh, pair):
+        alice, bob = pair
+        before = len(mesh.directory[bob.did].one_time)
+        mesh.hold_back(bob)
+        message = alice.send(bob, "waits")
+        for _ in range(200):
+            alice.receive(encode(frames.Receipt(message, frames.ReceiptState.UNREAD)))
+            self.pass_time(mesh, 0.5)
+        assert before - len(mesh.directory[bob.did].one_time) <= 6
+        mesh.let_go(bob)
+        self.pass_time(mesh, 70)
+        assert bob.payloads[-1] == "waits"
+        assert bob.payloads.count("waits") == 1
+
+    def test_held_messages_that_are_given_up_are_said_to_be_unread(self, mesh):
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "hello")
+        _, message = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        bob.receive(message)
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert mesh.unread == [(bob.did, decode(message).id)]
 
 
 class TestHandOver:
