@@ -72,7 +72,13 @@ class BlockingMeshClient:
         return self._open()[1].did
 
     def send(
-        self, peer: str, payload: object, *, wait: DeliveryState | str | None = None, timeout: float | None = None
+        self,
+        peer: str,
+        payload: object,
+        *,
+        wait: DeliveryState | str | None = None,
+        message_id: str | None = None,
+        timeout: float | None = None,
     ) -> Receipt:
         """Send a message; see :meth:`meshlib.MeshClient.send`.
 
@@ -85,7 +91,7 @@ class BlockingMeshClient:
 
         async def run() -> Receipt:
             with anyio.fail_after(timeout):
-                return await client.send(peer, payload, wait=wait)
+                return await client.send(peer, payload, wait=wait, message_id=message_id)
 
         return portal.call(run)
 

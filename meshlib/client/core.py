@@ -59,7 +59,7 @@ from meshlib.identity import (
     timestamp_statement,
 )
 from meshlib.session import Session, candidates, check_opening, opening_ids
-from meshlib.store.protocol import Changes, Incoming, Outgoing, SavedState
+from meshlib.store.protocol import Changes, Incoming, Outcome, Outgoing, SavedState
 from meshlib.wire import frames
 from meshlib.wire.codec import (
     decode,
@@ -157,7 +157,7 @@ class ClientCore:
             did for did, peer in self._peers.items() if not peer.verified
         )
         self._verified_any = any(peer.verified for peer in self._peers.values())
-        self.outbox = Outbox(state.outbox, limits.outbox)
+        self.outbox = Outbox(state.outbox, limits.outbox, state.outcomes)
         self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
         self.held = HeldMessages(limits)
         self._spent: OrderedDict[bytes, None] = OrderedDict.fromkeys(state.spent_ephemerals)
@@ -180,6 +180,7 @@ class ClientCore:
         """What must be saved before anything else happens. Each change is returned once."""
         taken, self._changes = self._changes, Changes()
         taken.outbox = self.outbox.changes()
+        taken.outcomes = self.outbox.ended()
         taken.inbox, taken.seen = self.inbox.changes()
         return taken
 
@@ -249,10 +250,9 @@ class ClientCore:
         """Whether frames to and from a peer are unencrypted: it is on our list and was never verified."""
         return self._is_plaintext(self.peer(did))
 
-    def delivery(self, message: MessageId) -> DeliveryState | None:
-        """How far a message has come; ``None`` once it has left the outbox."""
-        outgoing = self.outbox.get(message)
-        return outgoing.state if outgoing else None
+    def delivery(self, message: MessageId) -> Outgoing | Outcome | None:
+        """How far a message of ours has come, or how it ended; ``None`` for one that is not known any more."""
+        return self.outbox.get(message) or self.outbox.outcome(message)
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class ClientCore:
         if "receipts" in self.features:
             return
         for message in relayed:
-            self.outbox.drop(message)
+            self.outbox.finish(message, DeliveryState.RELAYED)
 
     def tick(self, now: Instant) -> None:
         """Do what is due at ``now``."""
@@ -358,11 +358,13 @@ class ClientCore:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    def send(self, peer: Did, payload: object, now: Instant) -> MessageId:
+    def send(self, peer: Did, payload: object, now: Instant, message: MessageId | None = None) -> MessageId:
         """Queue a message; it leaves as soon as there is a session to send it on.
 
         Args:
             payload: str, bytes or any JSON value, at most ``limits.payload`` bytes as JSON.
+            message: the caller's own id for it. While the outbox holds a message with that id, nothing is queued;
+                afterwards the recipient knows the id and drops the copy.
         Returns:
             The message's id, the same over every retry.
         Raises:
@@ -376,7 +378,12 @@ class ClientCore:
             raise InvalidValue(
                 f"the payload has {len(body)} bytes as JSON, the limit is {self.limits.payload}: send it in parts"
             )
-        message = message_id(self._entropy)
+        known = self.outbox.get(message) if message is not None else None
+        if known is not None:
+            if (known.peer, known.payload) != (peer, body):
+                raise InvalidValue(f"another message with the id {message} is waiting in the outbox")
+            return known.id
+        message = message or message_id(self._entropy)
         self.outbox.add(Outgoing(message, peer, body))
         self._pump(peer, now)
         return message
@@ -504,7 +511,7 @@ class ClientCore:
 
     def _refuse_all(self, did: Did, detail: str) -> None:
         for outgoing in self.outbox.of(did):
-            self.outbox.drop(outgoing.id)
+            self.outbox.finish(outgoing.id, DeliveryState.REFUSED)
             self._events.append(DeliveryChanged(did, outgoing.id, DeliveryState.REFUSED, detail))
 
     # --- receiving ---------------------------------------------------------------------------------------------------
@@ -871,7 +878,7 @@ class ClientCore:
                 return
             case final:
                 state = DeliveryState(final.value)
-                self.outbox.drop(outgoing.id)
+                self.outbox.finish(outgoing.id, state)
                 self._complaints.pop(outgoing.peer, None)
         self._events.append(DeliveryChanged(outgoing.peer, outgoing.id, state))
 

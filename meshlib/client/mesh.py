@@ -54,7 +54,7 @@ from meshlib.errors import (
 from meshlib.identity import Did, Identity, parse_did
 from meshlib.store import open_store
 from meshlib.store.protocol import Changes, Store
-from meshlib.wire.encoding import MessageId
+from meshlib.wire.encoding import MessageId, parse_message_id
 from meshlib.wire.registry import PrekeyUpload, Signer
 
 log = logging.getLogger("meshlib.client")
@@ -63,6 +63,8 @@ NAMES_REMEMBERED = 1_000
 """Resolved display names kept, so that a chatty agent does not ask the registry for every message."""
 NAME_LIFETIME = 60.0
 """Seconds a resolved name stays valid: a name may move to another agent."""
+EPOCH_KEY = "mesh_epoch"
+"""Where an agent's public metadata says how often its store was opened."""
 PRESENCE_EVERY = 60.0
 """Seconds between signs of life to the registry, which calls an agent online for 90 after the last."""
 _FINAL = (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED)
@@ -150,10 +152,10 @@ class Receipt:
         state: how far it has come. A relay without receipts never gets beyond ``relayed``.
     """
 
-    def __init__(self, message: MessageId, peer: Did) -> None:
+    def __init__(self, message: MessageId, peer: Did, state: DeliveryState = DeliveryState.QUEUED) -> None:
         self.id = message
         self.peer = peer
-        self.state = DeliveryState.QUEUED
+        self.state = state
         self.detail = ""
         self._changed = anyio.Event()
 
@@ -230,6 +232,7 @@ class MeshClient:
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
         self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
+        self._saved_epoch = 0
         self._wanted = True
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
@@ -260,6 +263,7 @@ class MeshClient:
             identity = Identity.generate(os.urandom)
         if saved.signing_key is None:
             await self._save(Changes(signing_key=identity.signing_key))
+        self._saved_epoch = saved.epoch
         did = parse_did(config.did) if config.did else identity.did
         profile = Profile(
             identity=identity,
@@ -376,7 +380,14 @@ class MeshClient:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    async def send(self, peer: str, payload: object, *, wait: DeliveryState | str | None = None) -> Receipt:
+    async def send(
+        self,
+        peer: str,
+        payload: object,
+        *,
+        wait: DeliveryState | str | None = None,
+        message_id: str | None = None,
+    ) -> Receipt:
         """Send a message, end to end encrypted.
 
         Returns once the message is in the outbox (on disk, if the store is); it leaves as soon as possible.
@@ -385,21 +396,46 @@ class MeshClient:
             peer: display name or DID.
             payload: str, bytes or any JSON value.
             wait: also wait until it is ``"relayed"``, ``"stored"`` or ``"delivered"``.
+            message_id: an id of your own, new for every message. A program that writes it down first can repeat the
+                call after a crash, whether or not the message was taken before: the recipient gets it once.
         Raises:
             AgentNotFound, AmbiguousName: the name leads nowhere, or to several agents.
-            InvalidValue: the payload has no JSON form or is too large.
+            InvalidValue: the payload has no JSON form or is too large, or the id is impossible or another message's.
             QueueFull: the outbox has reached its bound.
             KnockRefused: with ``wait``, the peer does not want to talk.
         """
         did = await self.resolve(peer)
         core = self._open_core()
-        message = core.send(did, payload, self._now())
-        receipt = Receipt(message, did)
-        self._receipts[message] = receipt
+        chosen = parse_message_id(message_id) if message_id is not None else None
+        message = core.send(did, payload, self._now(), chosen)
+        receipt = self._receipts.get(message)
+        if receipt is None or receipt.state in _FINAL:
+            found = core.delivery(message)
+            state = DeliveryState.QUEUED if found is None else found.state
+            receipt = self._receipts[message] = Receipt(message, did, state)
         await self._step()
         if wait is not None:
             await receipt.wait(wait)
         return receipt
+
+    def receipt(self, message: str) -> Receipt | None:
+        """The receipt of a message sent earlier, by this process or one before it; ``None`` if it is not known.
+
+        The ends of the last 10,000 messages are remembered.
+        """
+        known = self._receipts.get(MessageId(message))
+        if known is not None:
+            return known
+        found = self._open_core().delivery(MessageId(message))
+        if found is None:
+            return None
+        receipt = self._receipts[found.id] = Receipt(found.id, found.peer, found.state)
+        return receipt
+
+    def undelivered(self) -> list[Receipt]:
+        """Receipts of everything that is not delivered yet, in the order it was sent, over restarts."""
+        receipts = [self.receipt(outgoing.id) for outgoing in self._open_core().outbox.all()]
+        return [receipt for receipt in receipts if receipt is not None]
 
     async def resolve(self, peer: str) -> Did:
         """The DID of a display name; a DID is returned as it is.
@@ -644,10 +680,40 @@ class MeshClient:
         if config.dialect is Dialect.AGT4:
             await registry.register_legacy(self.did, identity.agreement_key.public, capabilities, metadata)
         else:
+            await self._start_epoch(metadata)
             registration = await registry.register(identity, capabilities, metadata)
             if not registration.created:
                 await self._update_profile(capabilities, metadata)
         await self._publish_prekeys(at_start=True)
+
+    async def _start_epoch(self, metadata: dict[str, object]) -> None:
+        """Count this start, here and at the registry, and notice a store that is older than the last one counted.
+
+        A copy or a backup would send with ratchet keys that were used before, and answer knocks with one-time keys
+        that are spent. A store that never published prekeys has none of either.
+
+        Raises:
+            StoreError: the registry has counted more starts than the store.
+        """
+        assert self._store is not None
+        if not self._store.durable:
+            return
+        if self._saved_epoch or self._open_core().keyring.signed:
+            try:
+                published = (await self._open_registry().get_agent(self.did)).metadata.get(EPOCH_KEY, "0")
+            except AgentNotFound:
+                published = "0"
+            counted = int(published) if isinstance(published, str) and published.isdecimal() else 0
+            if counted > self._saved_epoch:
+                raise StoreError(
+                    f"this store was opened {self._saved_epoch} times, but the registry counts {counted}: it is a copy "
+                    "or an old backup, and would use keys again. Use the newest one; if there is none, keep its "
+                    "identity and start with a new store"
+                )
+        epoch = self._saved_epoch + 1
+        await self._save(Changes(epoch=epoch))
+        self._saved_epoch = epoch
+        metadata[EPOCH_KEY] = str(epoch)
 
     async def _unregister(self) -> None:
         """Take back the registration of an agent whose key is gone with it: nobody could ever answer there."""

@@ -9,19 +9,21 @@ from dataclasses import replace
 from meshlib.client.events import DeliveryState
 from meshlib.errors import QueueFull
 from meshlib.identity import Did
-from meshlib.store.protocol import Outgoing
+from meshlib.store.protocol import OUTCOMES_KEPT, Outcome, Outgoing
 from meshlib.wire.encoding import MessageId
 
 
 class Outbox:
     """A bounded queue per peer. Every step costs the same however much waits."""
 
-    def __init__(self, saved: Iterable[Outgoing], limit: int) -> None:
+    def __init__(self, saved: Iterable[Outgoing], limit: int, outcomes: Iterable[Outcome] = ()) -> None:
         self._limit = limit
         self._entries: dict[MessageId, Outgoing] = {}
         self._of: dict[Did, dict[MessageId, None]] = {}
         self._queued: dict[Did, dict[MessageId, None]] = {}
         self._changed: dict[MessageId, Outgoing | None] = {}
+        self._outcomes: dict[MessageId, Outcome] = {outcome.id: outcome for outcome in outcomes}
+        self._ended: list[Outcome] = []
         for outgoing in saved:
             self._index(outgoing)
 
@@ -60,6 +62,26 @@ class Outbox:
         self._changed[message] = None
         return True
 
+    def finish(self, message: MessageId, state: DeliveryState) -> None:
+        """Let go of a message that can come no further, and remember how it ended."""
+        outgoing = self._entries.get(message)
+        if outgoing is None:
+            return
+        self.drop(message)
+        outcome = Outcome(message, outgoing.peer, state)
+        self._outcomes[message] = outcome
+        self._ended.append(outcome)
+        if len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+
+    def outcome(self, message: MessageId) -> Outcome | None:
+        """How a message ended, if it did and is remembered."""
+        return self._outcomes.get(message)
+
+    def all(self) -> list[Outgoing]:
+        """Everything that is not delivered, in the order it was queued."""
+        return list(self._entries.values())
+
     def encrypt_anew(self, peer: Did) -> None:
         """Queue again, under the same ids and in the same order, whatever a peer has not confirmed."""
         self._queued.pop(peer, None)
@@ -89,6 +111,11 @@ class Outbox:
     def changes(self) -> dict[MessageId, Outgoing | None]:
         """What changed since the last call; ``None`` for what is gone."""
         taken, self._changed = self._changed, {}
+        return taken
+
+    def ended(self) -> list[Outcome]:
+        """What ended since the last call."""
+        taken, self._ended = self._ended, []
         return taken
 
     def _index(self, outgoing: Outgoing) -> None:

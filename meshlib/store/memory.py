@@ -9,11 +9,13 @@ from meshlib.crypto.keys import Ed25519Private
 from meshlib.crypto.prekeys import OneTimePrekey
 from meshlib.identity import Did
 from meshlib.store.protocol import (
+    OUTCOMES_KEPT,
     SEEN_KEPT,
     SPENT_KEPT,
     Changes,
     InboxKey,
     Incoming,
+    Outcome,
     Outgoing,
     SavedState,
     newest,
@@ -40,6 +42,8 @@ class MemoryStore:
         self._inbox: dict[InboxKey, Incoming] = {}
         self._seen: deque[InboxKey] = deque(maxlen=keep_seen)
         self._spent: deque[bytes] = deque(maxlen=keep_spent)
+        self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES_KEPT)
+        self._epoch = 0
 
     def load(self) -> SavedState:
         """What was saved into this object."""
@@ -53,6 +57,8 @@ class MemoryStore:
             inbox=tuple(self._inbox.values()),
             seen=newest(self._seen),
             spent_ephemerals=newest(self._spent),
+            outcomes=newest(self._outcomes),
+            epoch=self._epoch,
         )
 
     def save(self, changes: Changes) -> None:
@@ -63,12 +69,15 @@ class MemoryStore:
             self._signed = changes.signed_prekeys
         if changes.next_prekey_id is not None:
             self._next_prekey_id = changes.next_prekey_id
+        if changes.epoch is not None:
+            self._epoch = changes.epoch
         _apply(self._peers, changes.peers)
         _apply(self._one_time, changes.one_time_prekeys)
         _apply(self._outbox, changes.outbox)
         _apply(self._inbox, changes.inbox)
         self._seen.extend(changes.seen)
         self._spent.extend(changes.spent_ephemerals)
+        self._outcomes.extend(changes.outcomes)
 
     def close(self) -> None:
         """Nothing to let go of."""

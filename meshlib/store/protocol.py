@@ -6,7 +6,7 @@ dies, nothing is. Owns the records; leaves how sessions become bytes to :mod:`me
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.keyring import DatedPrekey
@@ -21,6 +21,8 @@ InboxKey = tuple[Did, MessageId]
 
 SEEN_KEPT = 100_000
 """Ids of messages that outlive a restart, the newest: as many as :class:`~meshlib.config.Limits` remembers."""
+OUTCOMES_KEPT = 10_000
+"""Messages whose end a store remembers: a day at seven a minute."""
 SPENT_KEPT = 10_000
 """Ephemeral keys of past knocks that outlive a restart, the newest: as many as the limits remember."""
 
@@ -58,6 +60,14 @@ class Incoming:
         return f"Incoming({self.id}, from {self.sender})"
 
 
+class Outcome(NamedTuple):
+    """What has become of a message that left the outbox."""
+
+    id: MessageId
+    peer: Did
+    state: DeliveryState
+
+
 @dataclass(frozen=True)
 class SavedState:
     """Everything a store holds when a client opens it."""
@@ -66,6 +76,8 @@ class SavedState:
     signed_prekeys: tuple[DatedPrekey, ...] = ()
     one_time_prekeys: Mapping[int, OneTimePrekey] = field(default_factory=dict)
     next_prekey_id: int = 1
+    epoch: int = 0
+    """How often a client has opened the store; published, so that an old copy is noticed."""
     peers: Mapping[Did, Peer] = field(default_factory=dict)
     """Their candidates come without sessions: these are derived again from the opening and the prekeys."""
     outbox: tuple[Outgoing, ...] = ()
@@ -76,6 +88,8 @@ class SavedState:
     """Oldest first, each once; bounded to the newest."""
     spent_ephemerals: tuple[bytes, ...] = ()
     """Oldest first, each once; bounded to the newest."""
+    outcomes: tuple[Outcome, ...] = ()
+    """Oldest first; bounded to the newest."""
 
 
 @dataclass
@@ -90,11 +104,13 @@ class Changes:
     """The complete new list, if it changed."""
     one_time_prekeys: dict[int, OneTimePrekey | None] = field(default_factory=dict)
     next_prekey_id: int | None = None
+    epoch: int | None = None
     peers: dict[Did, Peer | None] = field(default_factory=dict)
     outbox: dict[MessageId, Outgoing | None] = field(default_factory=dict)
     inbox: dict[InboxKey, Incoming | None] = field(default_factory=dict)
     seen: list[InboxKey] = field(default_factory=list)
     spent_ephemerals: list[bytes] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(
@@ -103,11 +119,13 @@ class Changes:
                 self.signed_prekeys is not None,
                 self.one_time_prekeys,
                 self.next_prekey_id is not None,
+                self.epoch is not None,
                 self.peers,
                 self.outbox,
                 self.inbox,
                 self.seen,
                 self.spent_ephemerals,
+                self.outcomes,
             )
         )
 

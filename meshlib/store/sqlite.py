@@ -23,11 +23,13 @@ from meshlib.snapshot import SealingKey, pack_session, unpack_session
 from meshlib.store.database import Database, prepare_folder, schemas
 from meshlib.store.lock import FolderLock
 from meshlib.store.protocol import (
+    OUTCOMES_KEPT,
     SEEN_KEPT,
     SPENT_KEPT,
     Changes,
     InboxKey,
     Incoming,
+    Outcome,
     Outgoing,
     SavedState,
     newest,
@@ -79,6 +81,7 @@ class SqliteStore:
         self._make_sealing = make_sealing
         self._seen = _Window("seen", ("sender", "id"), keep_seen)
         self._spent = _Window("spent_ephemeral", ("ek",), keep_spent)
+        self._outcomes = _Window("outcome", ("id", "peer", "state"), OUTCOMES_KEPT)
         # What the rows hold, to write only what differs. The records are the core's own, not copies.
         self._peers: dict[Did, Peer] = {}
         self._outbox: dict[MessageId, Outgoing] = {}
@@ -134,7 +137,9 @@ class SqliteStore:
             self._outbox = {outgoing.id: outgoing for outgoing in self._load_outbox()}
             self._inbox = {(incoming.sender, incoming.id): incoming for incoming in self._load_inbox()}
             self._loaded = True
-            signing_key, next_prekey_id = _only(self._rows("SELECT sealed_key, next_prekey_id FROM identity"))
+            signing_key, next_prekey_id, epoch = _only(
+                self._rows("SELECT sealed_key, next_prekey_id, epoch FROM identity")
+            )
             return SavedState(
                 signing_key=None if signing_key is None else Ed25519Private(self._seal.unlock(signing_key, "identity")),
                 signed_prekeys=tuple(self._load_signed_prekeys()),
@@ -143,11 +148,16 @@ class SqliteStore:
                     for key_id, sealed in self._rows("SELECT key_id, sealed FROM one_time_prekey ORDER BY key_id")
                 },
                 next_prekey_id=next_prekey_id,
+                epoch=epoch,
                 peers=dict(self._peers),
                 outbox=tuple(self._outbox.values()),
                 inbox=tuple(self._inbox.values()),
                 seen=newest((Did(sender), MessageId(message)) for sender, message in self._seen.load(self._database)),
                 spent_ephemerals=newest(ek for (ek,) in self._spent.load(self._database)),
+                outcomes=newest(
+                    Outcome(MessageId(message), Did(peer), DeliveryState(state))
+                    for message, peer, state in self._outcomes.load(self._database)
+                ),
             )
         except StoreError:
             raise
@@ -242,16 +252,20 @@ class SqliteStore:
             self._save_inbox(connection, changes.inbox)
             self._seen.append(connection, changes.seen)
             self._spent.append(connection, ((ek,) for ek in changes.spent_ephemerals))
+            self._outcomes.append(connection, changes.outcomes)
         _apply(self._peers, changes.peers)
         _apply(self._outbox, changes.outbox)
         _apply(self._inbox, changes.inbox)
         self._seen.committed()
         self._spent.committed()
+        self._outcomes.committed()
 
     def _save_keys(self, connection: sqlite3.Connection, changes: Changes) -> None:
         if changes.signing_key is not None:
             sealed = self._seal.lock(bytes(changes.signing_key), "identity")
             connection.execute("UPDATE identity SET sealed_key = ?", (sealed,))
+        if changes.epoch is not None:
+            connection.execute("UPDATE identity SET epoch = ?", (changes.epoch,))
         if changes.next_prekey_id is not None:
             connection.execute("UPDATE identity SET next_prekey_id = ?", (changes.next_prekey_id,))
         if changes.signed_prekeys is not None:

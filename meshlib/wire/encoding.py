@@ -94,6 +94,7 @@ def atob(text: str) -> bytes:
 # --- JSON, as JSON.stringify prints it ------------------------------------------------------------------------------
 
 _ENCODER = msgspec.json.Encoder()
+_MESSAGE_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ARRAY_INDEX = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z", re.ASCII)
 _LARGEST_INDEX = 2**32 - 2
@@ -313,6 +314,17 @@ def parse_timestamp(text: str) -> float:
 def message_id(entropy: Entropy) -> MessageId:
     """A UUID version 4 from 16 bytes of ``entropy``."""
     return MessageId(str(uuid.UUID(bytes=entropy(16), version=4)))
+
+
+def parse_message_id(text: str) -> MessageId:
+    """A message id of an application's own: 1 to 128 of ``A-Z a-z 0-9 . _ ~ : -``, as every relay takes it.
+
+    Raises:
+        InvalidValue: anything else.
+    """
+    if not _MESSAGE_ID.fullmatch(text):
+        raise InvalidValue("a message id has 1 to 128 characters out of A-Z a-z 0-9 . _ ~ : -")
+    return MessageId(text)
 
 
 def encode_uri_component(text: str) -> str:

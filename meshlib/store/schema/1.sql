@@ -9,7 +9,8 @@ CREATE TABLE identity (
     one            INTEGER PRIMARY KEY CHECK (one = 1),
     sealing        BLOB,
     sealed_key     BLOB,
-    next_prekey_id INTEGER NOT NULL DEFAULT 1
+    next_prekey_id INTEGER NOT NULL DEFAULT 1,
+    epoch          INTEGER NOT NULL DEFAULT 0 -- how often a client has opened the store
 );
 
 CREATE TABLE signed_prekey (
@@ -89,4 +90,12 @@ CREATE TABLE seen (
 CREATE TABLE spent_ephemeral (
     position INTEGER PRIMARY KEY,
     ek       BLOB NOT NULL
+);
+
+-- What became of messages that left the outbox.
+CREATE TABLE outcome (
+    position INTEGER PRIMARY KEY,
+    id       TEXT NOT NULL,
+    peer     TEXT NOT NULL,
+    state    TEXT NOT NULL
 );

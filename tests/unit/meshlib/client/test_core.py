@@ -27,7 +27,7 @@ from meshlib.store.protocol import SavedState
 from meshlib.testing import MemoryMesh, SeededEntropy
 from meshlib.wire import frames
 from meshlib.wire.codec import decode, encode
-from meshlib.wire.encoding import MessageId, b64
+from meshlib.wire.encoding import MessageId, b64, parse_message_id
 
 
 @pytest.fixture
@@ -67,6 +67,28 @@ class TestTalking:
         assert bob.told(PeerVerified) == [PeerVerified(alice.did, first=True)]
         assert alice.told(KnockAccepted) == [KnockAccepted(bob.did)]
 
+    def test_an_id_of_the_callers_own_makes_sending_twice_sending_once(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        chosen = parse_message_id("invoice-4711")
+
+        def send():
+            assert alice.core.send(bob.did, "pay", mesh.clock.now, chosen) == chosen
+            alice.step()
+
+        send()
+        send()  # while it waits in the outbox
+        assert alice.core.outbox_size == 1
+        mesh.settle()
+        send()  # after it has been delivered
+        mesh.settle()
+        assert bob.payloads == ["pay"]
+
+    def test_an_id_that_waits_for_another_message_is_refused(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.core.send(bob.did, "pay", mesh.clock.now, parse_message_id("invoice-4711"))
+        with pytest.raises(InvalidValue):
+            alice.core.send(bob.did, "pay twice", mesh.clock.now, parse_message_id("invoice-4711"))
+
     def test_relay_sees_no_plaintext(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob")
         alice.send(bob, "the secret word")
@@ -93,7 +115,7 @@ class TestTalking:
     def test_messages_wait_for_the_connection(self, mesh):
         alice, bob = mesh.agent("alice", connect=False), mesh.agent("bob")
         message = alice.send(bob, "later")
-        assert alice.core.delivery(message) is DeliveryState.QUEUED
+        assert alice.core.delivery(message).state is DeliveryState.QUEUED
         assert not mesh.inboxes[bob.did]
         alice.connect()
         mesh.settle()
@@ -759,11 +781,13 @@ class TestConnection:
         core.opened(mesh.clock.now, "bm9uY2U")
         core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
         message = alice.send(bob, "precious")
-        assert core.delivery(message) is DeliveryState.RELAYED
+        assert core.delivery(message).state is DeliveryState.RELAYED
         alice.receive(encode(frames.Receipt(message, frames.ReceiptState.STORED)))
-        assert core.delivery(message) is DeliveryState.STORED
+        assert core.delivery(message).state is DeliveryState.STORED
         alice.receive(encode(frames.Receipt(message, frames.ReceiptState.DELIVERED)))
         assert core.outbox_size == 0
+        assert core.delivery(message).state is DeliveryState.DELIVERED
+        assert alice.store.load().outcomes == ((message, bob.did, DeliveryState.DELIVERED),)
         assert [event.state for event in alice.told(DeliveryChanged)] == ["relayed", "stored", "delivered"]
 
 

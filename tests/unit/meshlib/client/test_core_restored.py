@@ -34,15 +34,15 @@ def from_disk(folder: Path, client: MemoryClient) -> SavedState:
     store = SqliteStore(folder)
     store.save(
         Changes(
-            state.signing_key,
-            state.signed_prekeys,
-            dict(state.one_time_prekeys),
-            state.next_prekey_id,
-            dict(state.peers),
-            {one.id: one for one in state.outbox},
-            {(one.sender, one.id): one for one in state.inbox},
-            list(state.seen),
-            list(state.spent_ephemerals),
+            signing_key=state.signing_key,
+            signed_prekeys=state.signed_prekeys,
+            one_time_prekeys=dict(state.one_time_prekeys),
+            next_prekey_id=state.next_prekey_id,
+            peers=dict(state.peers),
+            outbox={one.id: one for one in state.outbox},
+            inbox={(one.sender, one.id): one for one in state.inbox},
+            seen=list(state.seen),
+            spent_ephemerals=list(state.spent_ephemerals),
         )
     )
     store.close()

@@ -1,6 +1,7 @@
 """The client shell against real servers: both event loops, servers that restart, bad input, two clients at once."""
 
 import json
+import shutil
 import signal
 import sqlite3
 import sys
@@ -155,6 +156,40 @@ async def test_a_client_on_disk_goes_on_where_it_was(config, tmp_path):
         async with MeshClient(config(name, store=tmp_path / "bob")) as bob:
             assert bob.did == did
             assert (await receive(bob)).payload == "second"
+
+
+async def test_a_receipt_survives_a_restart(config, tmp_path):
+    store = MemoryStore()
+    identity = Identity.generate(SeededEntropy(uuid.uuid4().hex))
+    async with MeshClient(config(identity=identity), store=store) as bob:
+        did = bob.did
+        await bob.disconnect()
+        async with MeshClient(config(store=tmp_path / "alice")) as alice:
+            with anyio.fail_after(PATIENCE):
+                first = await alice.send(did, "hello", wait="stored")
+        async with MeshClient(config(store=tmp_path / "alice")) as alice:
+            assert [receipt.id for receipt in alice.undelivered()] == [first.id]
+            receipt = alice.receipt(first.id)
+            await bob.connect()
+            await receive(bob)
+            with anyio.fail_after(PATIENCE):
+                await receipt.wait("delivered")
+        async with MeshClient(config(store=tmp_path / "alice")) as alice:
+            assert alice.undelivered() == []
+            assert alice.receipt(first.id).state == "delivered"
+            assert alice.receipt("never sent") is None
+
+
+async def test_an_old_copy_of_a_store_is_refused(config, tmp_path):
+    name = unique("bob")
+    async with MeshClient(config(name, store=tmp_path / "bob")) as bob:
+        assert bob.connected
+    shutil.copytree(tmp_path / "bob", tmp_path / "backup")
+    async with MeshClient(config(name, store=tmp_path / "bob")) as bob:
+        assert bob.connected
+    with pytest.raises(StoreError, match="opened 1 times, but the registry counts 2"):
+        async with MeshClient(config(name, store=tmp_path / "backup")):
+            pass
 
 
 async def test_what_was_not_confirmed_comes_again(config, tmp_path):
