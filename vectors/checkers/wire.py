@@ -36,6 +36,7 @@ from meshlib.wire.frames import (
     FetchPending,
     Frame,
     Heartbeat,
+    KnockReject,
     Message,
     MessageHeader,
     PlaintextMessage,
@@ -337,6 +338,15 @@ def _receipt_frame(_group: Group, test: Test, _profile: str) -> None:
     _decodes_to(test, lambda: Receipt(test["id"], ReceiptState(test["state"])))
 
 
+def _unread_ack(_group: Group, test: Test, _profile: str) -> None:
+    _decodes_to(test, lambda: Ack(test["id"], test["unread"]))
+
+
+def _knock_reject_detail(_group: Group, test: Test, _profile: str) -> None:
+    names = ("from", "to", "id", "knock_id", "reason", "ts", "detail")
+    _decodes_to(test, lambda: KnockReject(*(test[name] for name in names)))
+
+
 def _decodes_to(test: Test, expected: Callable[[], Frame]) -> None:
     frame = _read_or_refuse(test)
     if frame is not None:
@@ -443,5 +453,7 @@ CHECKERS: dict[str, Checker] = {
     "ChallengeProof": _challenge_proof,
     "ConnectedFrame": _connected_frame,
     "ReceiptFrame": _receipt_frame,
+    "UnreadAck": _unread_ack,
+    "KnockRejectDetail": _knock_reject_detail,
     "BoundRequest": _bound_request,
 }

@@ -175,7 +175,7 @@ function connectedFrame() {
 }
 
 function receiptFrame() {
-  const tests = ["stored", "delivered", "expired", "refused"].map((state) => {
+  const tests = ["stored", "delivered", "expired", "refused", "unread"].map((state) => {
     const id = uuid(`receipt ${state}`);
     return {
       comment: `receipt ${state}`, id, state,
@@ -189,7 +189,7 @@ function receiptFrame() {
     tests.push({ comment, id, state: "stored", frame: JSON.stringify({ v: 1, type: "receipt", id, state: "stored" }), result: "valid" });
   }
   const id = uuid("receipt invalid");
-  const states = "receipt: state must be one of stored, delivered, expired, refused";
+  const states = "receipt: state must be one of stored, delivered, expired, refused, unread";
   const broken = [
     ["a state nobody knows", { id, state: "lost" }, states],
     ["state in capitals", { id, state: "STORED" }, states],
@@ -208,6 +208,45 @@ function receiptFrame() {
     tests.push({ comment, flags: ["MalformedFrame"], frame, error, result: "invalid" });
   }
   return { type: "ReceiptFrame", source: "answer of our relay to a sender that negotiated receipts", tests };
+}
+
+// --- what heals sessions ----------------------------------------------------------------------------------------------
+
+function unreadAck() {
+  const tests = [];
+  for (const [comment, unread] of [["a frame no session reads", true], ["a frame that was read", false]]) {
+    const id = uuid(`ack ${comment}`);
+    tests.push({
+      comment, id, unread, result: "valid",
+      frame: JSON.stringify({ v: 1, type: "ack", id, unread: unread || undefined }),
+    });
+  }
+  const id = uuid("ack invalid");
+  for (const [comment, members, error] of [
+    ["id is missing", { unread: true }, "ack: id is missing"],
+    ["id is a number", { id: 7, unread: true }, "ack: id must be text"],
+    ["an id of 257 characters", { id: id + "i".repeat(221), unread: true }, "ack: id has at most 256 characters, not 257"],
+  ]) {
+    const frame = JSON.stringify({ v: 1, type: "ack", ...members });
+    tests.push({ comment, flags: ["MalformedFrame"], frame, error, result: "invalid" });
+  }
+  return { type: "UnreadAck", source: "a recipient's ack of a frame that is of no use to it", tests };
+}
+
+function knockRejectDetail() {
+  const [me, peer] = [agent("reject sender"), agent("reject recipient")];
+  const tests = [undefined, "unknown_prekey"].map((detail, index) => {
+    const fields = {
+      from: me.did, to: peer.did, id: uuid(`reject ${index}`), knock_id: uuid(`rejected ${index}`),
+      reason: "policy_denied", ts: instant(30, index),
+    };
+    return {
+      comment: detail ? "the prekey is not held any more: knock again with a fresh bundle" : "as the SDK writes it",
+      ...fields, detail: detail ?? null, result: "valid",
+      frame: JSON.stringify({ v: 1, type: "knock_reject", ...fields, detail }),
+    };
+  });
+  return { type: "KnockRejectDetail", source: "answer to a knock that cannot be used", tests };
 }
 
 // --- bound requests -------------------------------------------------------------------------------------------------
@@ -288,6 +327,7 @@ const NOTES = {
 const FILES = {
   "connect.json": ["Connect frame with features, and proof over the relay's challenge", [featuresConnect(), challengeProof()]],
   "relay_answers.json": ["Connected and receipt frames", [connectedFrame(), receiptFrame()]],
+  "healing.json": ["Unread acks and rejects with a remedy", [unreadAck(), knockRejectDetail()]],
   "bound_requests.json": ["Registry requests bound to method, target and body", [boundRequest()]],
 };
 
