@@ -170,6 +170,7 @@ class ClientCore:
         self._writes: list[bytes] = []
         self._events: deque[Event] = deque(maxlen=limits.events)
         self._relayed: list[MessageId] = []
+        self._in_flight: list[MessageId] = []
         self._next_heartbeat = 0.0
         self._consent_at: float | None = None
         self._terminal = False
@@ -187,6 +188,8 @@ class ClientCore:
     def writes(self) -> list[bytes]:
         """Frames to send, in order, once the changes are saved."""
         taken, self._writes = self._writes, []
+        self._in_flight.extend(self._relayed)
+        self._relayed = []
         return taken
 
     def events(self) -> list[Event]:
@@ -296,6 +299,8 @@ class ClientCore:
         self.link = Link.DOWN
         self._consent_at = None
         self._writes.clear()
+        self._relayed.clear()
+        self._in_flight.clear()
         self._terminal = code in TERMINAL_CODES or (code == 1000 and "replaced" in reason)
         detail = TERMINAL_CODES.get(code, reason)
         if reason and reason != detail:
@@ -311,7 +316,7 @@ class ClientCore:
 
     def sent(self) -> None:
         """What :meth:`writes` returned is on the socket. Without receipts that is all we shall ever learn."""
-        relayed, self._relayed = self._relayed, []
+        relayed, self._in_flight = self._in_flight, []
         if "receipts" in self.features:
             return
         for message in relayed:
@@ -523,8 +528,8 @@ class ClientCore:
         except MalformedFrame as error:
             self._malformed(error)
             return
-        if self.link is Link.PROVING and not isinstance(frame, frames.Connected | frames.Error):
-            self._up(now)  # the relay talks to us: it took our proof
+        if self._consent_at is not None and not isinstance(frame, frames.Connected | frames.Error):
+            self._up(now)  # a relay that announces nothing talks to us: it took our proof
         self._dispatch(frame, now)
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:

@@ -775,6 +775,17 @@ class TestConnection:
         mesh.settle()
         assert bob.payloads == ["precious"]
 
+    def test_only_what_was_written_counts_as_relayed(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, "opens the session")
+        core = alice.core
+        first = core.send(bob.did, "being written", mesh.clock.now)
+        core.writes()
+        second = core.send(bob.did, "queued meanwhile", mesh.clock.now)
+        core.sent()
+        assert core.outbox.get(first) is None
+        assert core.outbox.get(second) is not None
+
     def test_a_delivered_receipt_empties_the_outbox(self, mesh):
         alice, bob = mesh.agent("alice", extensions=True, connect=False), mesh.agent("bob")
         core = alice.core
