@@ -368,8 +368,8 @@ class ClientCore:
 
         Args:
             payload: str, bytes or any JSON value, at most ``limits.payload`` bytes as JSON.
-            message: the caller's own id for it. While the outbox holds a message with that id, nothing is queued;
-                afterwards the recipient knows the id and drops the copy.
+            message: the caller's own id for it. While the outbox holds a message with that id, or remembers that it
+                was delivered, nothing is queued; otherwise the recipient knows the id and drops the copy.
         Returns:
             The message's id, the same over every retry.
         Raises:
@@ -388,6 +388,9 @@ class ClientCore:
             if (known.peer, known.payload) != (peer, body):
                 raise InvalidValue(f"another message with the id {message} is waiting in the outbox")
             return known.id
+        ended = self.outbox.outcome(message) if message is not None else None
+        if ended is not None and ended.state is DeliveryState.DELIVERED:
+            return ended.id
         message = message or message_id(self._entropy)
         self.outbox.add(Outgoing(message, peer, body))
         self._pump(peer, now)

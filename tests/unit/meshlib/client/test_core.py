@@ -68,7 +68,7 @@ class TestTalking:
         assert alice.told(KnockAccepted) == [KnockAccepted(bob.did)]
 
     def test_an_id_of_the_callers_own_makes_sending_twice_sending_once(self, mesh):
-        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice, bob = mesh.agent("alice", connect=False), mesh.agent("bob")
         chosen = parse_message_id("invoice-4711")
 
         def send():
@@ -78,6 +78,7 @@ class TestTalking:
         send()
         send()  # while it waits in the outbox
         assert alice.core.outbox_size == 1
+        alice.connect()
         mesh.settle()
         send()  # after it has been delivered
         mesh.settle()
