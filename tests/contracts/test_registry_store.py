@@ -128,6 +128,7 @@ async def test_a_full_registry_takes_no_more(store: RegistryStore) -> None:
 
 
 async def test_unknown_agents_are_none(store: RegistryStore) -> None:
+    await store.register(agent("did:a:1"))
     nobody = caller("did:a:nobody")
     assert await store.account("did:a:nobody") is None
     assert await store.find("did:a:nobody") is None
@@ -137,6 +138,8 @@ async def test_unknown_agents_are_none(store: RegistryStore) -> None:
     assert await store.take_prekeys(TakePrekeys("did:a:nobody", True, True)) is None
     assert await store.touch(Touch(nobody, 1.0, 10.0)) is None
     assert await store.rate(Rate(nobody, "did:a:nobody", 1.0)) is None
+    report = RecordSession(nobody, "s", "did:a:nobody", "did:a:1", Outcome.SUCCESS, 1.0)
+    assert await store.record_session(report) == {}
     assert await store.mark_verified(MarkVerified(nobody, None, None, 1.0)) is None
 
 
@@ -168,6 +171,9 @@ async def test_an_update_changes_what_it_names(store: RegistryStore) -> None:
     assert changed is not None
     assert (changed.capabilities, changed.metadata) == ('["both","new"]', '{"display_name":"é"}')
     assert changed.last_seen == 1500.0
+    changed = await store.update(Update(caller("did:a:1", "more"), None, '{"k":"v"}', 1501.0))
+    assert changed is not None
+    assert (changed.capabilities, changed.metadata) == ('["both","new"]', '{"k":"v"}')
     for name, total in (("old", 0), ("both", 1), ("new", 1)):
         assert (await store.discover(Discover(name, 10, 0.0))).total == total
 
@@ -175,9 +181,14 @@ async def test_an_update_changes_what_it_names(store: RegistryStore) -> None:
 async def test_a_deleted_agent_leaves_nothing(store: RegistryStore) -> None:
     await store.register(agent("did:a:1", "chat"))
     await store.put_prekeys(put("did:a:1", one_time(1, 2), by=caller("did:a:1")))
+    assert await take_ids(store, "did:a:1", 1) == [1]
     assert await store.delete(Delete(caller("did:a:1", "gone")))
     assert await store.take_prekeys(TakePrekeys("did:a:1", True, True)) is None
     assert (await store.discover(Discover("chat", 10, 0.0))).found == ()
+    await store.register(agent("did:a:2", "other"))
+    assert (await store.discover(Discover("chat", 10, 0.0))).found == ()
+    await store.put_prekeys(put("did:a:2", one_time(1, 2), by=caller("did:a:2")))
+    assert await take_ids(store, "did:a:2", 3) == [1, 2, None]
     await store.register(agent("did:a:1", "chat"))
     assert await store.take_prekeys(TakePrekeys("did:a:1", True, True)) is None
 
@@ -199,14 +210,14 @@ async def test_discovery_is_exact_freshest_first_bounded_and_leaves_out_the_sile
 
 async def test_each_one_time_key_is_handed_out_once_and_exhaustion_is_no_failure(store: RegistryStore) -> None:
     await store.register(agent("did:a:1"))
-    assert await store.put_prekeys(put("did:a:1", one_time(3, 1, 2), by=caller("did:a:1"))) == 3
+    assert await store.put_prekeys(put("did:a:1", one_time(3, 1, 2), by=caller("did:a:1"), now=1700.0)) == 3
     assert await take_ids(store, "did:a:1", 5) == [1, 2, 3, None, None]
     bundle = await store.take_prekeys(TakePrekeys("did:a:1", True, True))
     assert bundle is not None
     assert bundle.signed == signed()
     found = await store.find("did:a:1")
     assert found is not None
-    assert found.one_time_keys_left == 0
+    assert (found.one_time_keys_left, found.last_seen) == (0, 1700.0)
 
 
 async def test_a_bundle_without_wish_takes_no_key(store: RegistryStore) -> None:

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from mesh_registry.store.protocol import StoreFailed
 from mesh_registry.store.sqlite import SqliteStore
-from mesh_registry.verbs import Caller, OneTimePrekey, Proof, PutPrekeys, Register, SignedPrekey, TakePrekeys, Update
+from mesh_registry.verbs import (
+    Caller,
+    Delete,
+    OneTimePrekey,
+    Proof,
+    PutPrekeys,
+    Register,
+    SignedPrekey,
+    TakePrekeys,
+    Update,
+)
 
 pytestmark = pytest.mark.anyio
 KEY = bytes(32)
@@ -174,3 +184,41 @@ async def test_updates_do_not_leave_stale_index_rows(tmp_path: Path) -> None:
         ("chat", 1004.0),
     ]
     db.close()
+
+
+async def test_a_key_taken_while_its_agent_is_deleted_leaves_no_row(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    await store.register(registration())
+    await store.put_prekeys(upload(5))
+    await asyncio.gather(taken(store), store.delete(Delete(caller("gone"))))
+    await store.close()
+    db = sqlite3.connect(tmp_path / "registry.db")
+    for table in ("agent", "capability", "one_time_prekey", "taken_prekey", "published_prekey"):
+        assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+    db.close()
+
+
+async def test_ids_of_long_taken_keys_are_forgotten(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    await store.register(registration())
+    await store.put_prekeys(upload(1))
+    for start in range(1, 1400, 200):
+        keys = tuple(OneTimePrekey(number, number.to_bytes(32, "big")) for number in range(start, start + 199))
+        merge = PutPrekeys("did:a:1", caller(f"{start}"), True, KEY, KEY, None, keys, 1000.0)
+        assert isinstance(await store.put_prekeys(merge), int)
+        await asyncio.gather(*(taken(store) for _ in range(200)))
+    await store.put_prekeys(PutPrekeys("did:a:1", caller("last"), True, KEY, KEY, None, (), 1000.0))
+    await store.close()
+    db = sqlite3.connect(tmp_path / "registry.db")
+    assert db.execute("SELECT count(*), max(key_id) FROM taken_prekey").fetchone() == (1000, 1399)
+    db.close()
+
+
+async def test_a_key_taken_while_new_ones_replace_it_costs_none_of_them(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    await store.register(registration())
+    await store.put_prekeys(upload(5))
+    first, count = await asyncio.gather(taken(store), store.put_prekeys(upload(5)))
+    assert (first, count) == (0, 5)
+    assert [await taken(store) for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    await store.close()
