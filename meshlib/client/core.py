@@ -84,6 +84,11 @@ RETRY_BUNDLE_AFTER = 5.0
 REOPEN_AFTER = (0.5, 2.0, 8.0, 30.0, 60.0)
 """Seconds before the first, second, ... new session for a peer that cannot read us. The first wait lets what was said
 about messages in flight pass; the growing ones keep a relay that invents complaints from draining prekeys."""
+SECOND_KNOCK_AFTER = 3.5
+"""Seconds before a knock that was rejected without a reason is tried once more. The SDK keeps what it cannot read for
+three seconds and feeds it to the next session, which does not survive that."""
+BELIEVED_FOR = 60.0
+"""Seconds in which a second reject without a reason is taken as the peer's word."""
 FORGIVEN_AFTER = 120.0
 """Seconds after which a peer's complaints count from the start again."""
 
@@ -166,6 +171,7 @@ class ClientCore:
         self._retry_fetch: dict[Did, float] = {}
         self._hints: dict[Did, Dialect] = {}
         self._complaints: OrderedDict[Did, tuple[int, float]] = OrderedDict()
+        self._second_knocks: OrderedDict[Did, float] = OrderedDict()
         self._changes = Changes()
         self._writes: list[bytes] = []
         self._events: deque[Event] = deque(maxlen=limits.events)
@@ -795,7 +801,7 @@ class ClientCore:
             self._accept_knock(asked, sender, now)
             return
         self.held.release(sender)
-        self._write(self._reject_frame(asked.knock, sender, now))
+        self._write(self._reject_frame(asked.knock, sender, now, frames.POLICY))
 
     def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
         if asked.opening is not None:
@@ -826,11 +832,11 @@ class ClientCore:
         return frames.KnockAccept(self.profile.did, sender, answer, knock, timestamp(now.utc))
 
     def _reject_frame(
-        self, knock: frames.Knock, sender: Did, now: Instant, remedy: str | None = None
+        self, knock: frames.Knock, sender: Did, now: Instant, why: str | None = None
     ) -> frames.KnockReject:
         answer = message_id(self._entropy)
         stamp = timestamp(now.utc)
-        detail = remedy if self.profile.extensions else None
+        detail = why if self.profile.extensions else None
         return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", stamp, detail)
 
     def _knock_accept(self, frame: frames.KnockAccept) -> None:
@@ -851,13 +857,40 @@ class ClientCore:
         peer = self.peer(sender)
         if peer.knock_id is None or peer.knock_id != frame.knock_id:
             return  # only a knock that is out can be rejected; an invented id closes nothing
+        rejected = peer.rejected()
         if frame.detail == frames.UNKNOWN_PREKEY:
-            self._keep_peer(peer.rejected())
+            self._keep_peer(rejected)
             self._reopen(sender, "the peer does not hold the prekey of our knock any more", now)
             return
-        self._keep_peer(peer.rejected())
+        if rejected.sending() is not None:
+            self._keep_peer(rejected)
+            self.outbox.encrypt_anew(sender)  # what went out on the refused session goes out on the peer's own
+            self._pump(sender, now)
+            return
+        if frame.detail is None and self._may_knock_again(peer, now):
+            self._keep_peer(rejected)
+            self._reopen(sender, "the peer refused a knock that it may have no prekey for any more", now)
+            self._retry_fetch[sender] = max(self._retry_fetch[sender], now.monotonic + SECOND_KNOCK_AFTER)
+            return
+        self._keep_peer(rejected)
         self._events.append(KnockRejected(sender, frame.reason))
         self._refuse_all(sender, f"{sender} refused the knock: {frame.reason}")
+
+    def _may_knock_again(self, peer: Peer, now: Instant) -> bool:
+        """Whether a reject without a reason may come of a one-time key that went with the peer's last process.
+
+        The SDK says the same, ``policy_denied``, whether it does not want to or cannot; so it is asked once more.
+        """
+        knock = decode(peer.knock_frame) if peer.knock_frame is not None else None
+        if not isinstance(knock, frames.Knock) or not isinstance(knock.establishment, frames.Establishment):
+            return False
+        if knock.establishment.otk is None:
+            return False
+        last = self._second_knocks.pop(peer.did, None)
+        self._second_knocks[peer.did] = now.monotonic
+        while len(self._second_knocks) > self.limits.strangers:
+            self._second_knocks.popitem(last=False)
+        return last is None or now.monotonic - last > BELIEVED_FOR
 
     def _expire_held(self, now: Instant) -> None:
         for sender, lost in self.held.expire(now.monotonic).items():

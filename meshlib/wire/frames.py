@@ -103,10 +103,12 @@ class KnockReject(Struct, frozen=True):
     reason: str
     ts: str
     detail: str | None = None
-    """An extension: :data:`UNKNOWN_PREKEY` says that another knock, with a fresh bundle, will do."""
+    """An extension: :data:`UNKNOWN_PREKEY` says that another knock, with a fresh bundle, will do; :data:`POLICY` that
+    it will not."""
 
 
 UNKNOWN_PREKEY = "unknown_prekey"
+POLICY = "policy"
 
 
 class MessageHeader(Struct, frozen=True):

@@ -304,7 +304,7 @@ class TestKnocks:
         assert not bob.core.peer(alice.did).candidates
 
     def test_a_refusing_policy_gives_a_reject_and_a_reported_message(self, mesh):  # 12
-        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True, extensions=True)
         message = alice.send(bob, "let me in")
         mesh.settle()
         (question,) = bob.core.open_questions()
@@ -330,7 +330,7 @@ class TestKnocks:
         assert bob.payloads == list(range(20))
 
     def test_a_silent_policy_counts_as_no(self, mesh):
-        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True, extensions=True)
         alice.send(bob, "hello?")
         mesh.settle()
         bob.core.tick(mesh.clock.advance(30))
@@ -592,6 +592,63 @@ class TestHealing:
         assert bob.payloads == ["hello"]
         assert alice.core.outbox_size == 0
         assert not alice.told(KnockRejected)
+
+    def knock_for_a_key_that_is_gone(self, mesh, alice, bob, **options):
+        """Alice knocks at bob, who starts anew before it arrives."""
+        message = alice.core.send(bob.did, "hello", mesh.clock.now)
+        alice.core.fetches()
+        entry = mesh.directory[bob.did]
+        alice.core.bundle(bob.did, make_bundle(entry.identity, entry.upload.signed, entry.one_time[0]), mesh.clock.now)
+        alice.step()
+        mesh.clock.advance(60)
+        return message, mesh.agent("bob", identity=bob.core.profile.identity, extensions=False, **options)
+
+    def test_a_reject_of_a_peer_that_gives_no_reason_is_answered_by_one_more_knock(self, mesh):  # 6
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", extensions=False)
+        _, bob = self.knock_for_a_key_that_is_gone(mesh, alice, bob, ack_when_saved=True)
+        self.pass_time(mesh, 8)
+        assert bob.payloads == ["hello"]
+        assert alice.core.outbox_size == 0
+        assert not alice.told(KnockRejected)
+
+    def test_the_second_reject_is_believed(self, mesh):  # 12
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", extensions=False)
+        message, bob = self.knock_for_a_key_that_is_gone(mesh, alice, bob, ask_before_accepting=True)
+        for _ in range(20):
+            self.pass_time(mesh, 1)
+            for question in bob.core.open_questions():
+                bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+                bob.step()
+        assert alice.told(KnockRejected) == [KnockRejected(bob.did, "policy_denied")]
+        assert alice.core.delivery(message).state is DeliveryState.REFUSED
+        assert alice.core.outbox_size == 0
+
+    def test_a_policy_of_ours_is_believed_at_once(self, mesh):  # 12
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ask_before_accepting=True)
+        message = alice.send(bob, "let me in")
+        mesh.settle()
+        (question,) = bob.core.open_questions()
+        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.step()
+        mesh.settle()
+        assert alice.core.delivery(message).state is DeliveryState.REFUSED
+
+    def test_a_reject_costs_nothing_that_can_go_another_way(self, mesh):  # 7, 9
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ask_before_accepting=True)
+        bob.send(alice, "late")
+        knock, message = mesh.inboxes[alice.did]
+        mesh.inboxes[alice.did].clear()
+        alice.receive(knock)
+        sent = alice.send(bob, "hello")
+        self.pass_time(mesh, 4)  # no message follows, so alice knocks, too
+        (question,) = bob.core.open_questions()
+        alice.receive(message)
+        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.step()
+        self.pass_time(mesh, 8)
+        assert alice.payloads == ["late"]
+        assert bob.payloads == ["hello"]
+        assert alice.core.delivery(sent).state is not DeliveryState.REFUSED
 
     def test_a_peer_restored_from_a_backup_is_heard_again(self, mesh, pair):
         alice, bob = pair
