@@ -1,0 +1,211 @@
+"""What must be true: the bookkeeper of a run, who sees everything and whom no process can reach.
+
+Checked at every step: nothing is handed over twice, in order, nothing is called delivered that is not, nothing leaves
+the outbox in silence, one-time keys open one session, plaintext ends with the first authentic message, bounds hold.
+Checked at the end: every accepted message was delivered or reported, both sides send on the same session, all queues
+are empty.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshlib.client.core import ClientCore
+from meshlib.client.events import DeliveryChanged, DeliveryState, Event, Received
+from meshlib.crypto.x3dh import Opening
+from meshlib.identity import Did
+from meshlib.session import Role
+from meshlib.store.protocol import Changes
+from meshlib.wire.encoding import MessageId
+
+if TYPE_CHECKING:
+    from tests.simulation.agents import Agent
+    from tests.simulation.servers import Relay
+
+_GIVEN_UP = (DeliveryState.EXPIRED, DeliveryState.REFUSED)
+
+
+@dataclass
+class Violation(Exception):
+    """A promise was broken. ``rule`` names which; ``detail`` says how."""
+
+    rule: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}"
+
+
+@dataclass
+class Offer:
+    """A message somebody wanted to send."""
+
+    sender: Did
+    recipient: Did
+    id: MessageId
+    payload: str
+    number: int
+    """Its place among all messages of the pair."""
+    accepted: bool = False
+    """It was saved: now it must arrive or be reported."""
+    reported: DeliveryState | None = None
+    handed: int = 0
+    confirmed: bool = False
+    said_delivered: bool = False
+
+
+@dataclass
+class Ledger:
+    """Everything that happened, as an outsider sees it."""
+
+    offers: dict[MessageId, Offer] = field(default_factory=dict)
+    names: dict[Did, str] = field(default_factory=dict)
+    agents: "dict[Did, Agent]" = field(default_factory=dict)
+    tampered: set[tuple[Did, Did]] = field(default_factory=set)
+    """Pairs whose frames were bent on the way: their order is not promised."""
+    redelivered: int = 0
+    plaintexts: int = 0
+    events: list[str] = field(default_factory=list)
+    trace: bool = False
+    _verified: set[tuple[Did, Did]] = field(default_factory=set)
+    _by_payload: dict[str, Offer] = field(default_factory=dict)
+    _last: dict[tuple[Did, Did], int] = field(default_factory=dict)
+    _count: dict[tuple[Did, Did], int] = field(default_factory=dict)
+    _openings: dict[bytes, Opening] = field(default_factory=dict)
+    _opened: dict[tuple[Did, int], set[bytes]] = field(default_factory=dict)
+
+    # --- at every step -----------------------------------------------------------------------------------------------
+
+    def offered(self, sender: Did, recipient: Did, message: MessageId, payload: str) -> None:
+        """The application wants to send; nothing is promised yet."""
+        number = self._count[sender, recipient] = self._count.get((sender, recipient), 0) + 1
+        offer = Offer(sender, recipient, message, payload, number)
+        self.offers[message] = self._by_payload[payload] = offer
+
+    def saved(self, agent: "Agent", core: ClientCore, changes: Changes, events: Iterable[Event]) -> None:
+        """A step of an agent is on its disk."""
+        events = list(events)
+        for event in events:
+            if self.trace:
+                self.events.append(f"{agent.net.now:9.3f} {agent.name} {event}")
+            if isinstance(event, DeliveryChanged):
+                self._delivery(agent, event)
+        for message, outgoing in changes.outbox.items():
+            offer = self.offers[message]
+            offer.accepted = True
+            if outgoing is None and offer.reported is None and not offer.said_delivered:
+                raise Violation("lost silently", f"{offer.payload} left the outbox and nobody was told")
+        for incoming in changes.inbox.values():
+            unread = incoming is not None and not incoming.handed_over and not incoming.encrypted
+            if unread and (agent.did, incoming.sender) in self._verified:
+                raise Violation("plaintext", f"{agent.name} took plaintext of a verified peer")
+        for did, peer in changes.peers.items():
+            if peer is None:
+                continue
+            if peer.verified:
+                self._verified.add((agent.did, did))
+            for candidate in peer.candidates:
+                self._openings.update((session.id, candidate.opening) for session in candidate.sessions)
+            for strand in peer.strands:
+                self._one_time_key(agent, did, strand.session.id, strand.session.role)
+            if (
+                len(peer.strands) > core.limits.sessions_per_peer
+                or len(peer.candidates) > core.limits.candidates_per_peer
+            ):
+                raise Violation("memory", f"{agent.name} keeps too many sessions")
+        self._bounds(agent, core)
+
+    def _delivery(self, agent: "Agent", event: DeliveryChanged) -> None:
+        offer = self.offers[event.id]
+        if event.state in _GIVEN_UP:
+            offer.reported = event.state
+        elif event.state is DeliveryState.DELIVERED:
+            offer.said_delivered = True
+            recipient = self.agents[offer.recipient]
+            if (agent.did, event.id) not in recipient.disk.load().seen:
+                raise Violation("false receipt", f"{offer.payload} is called delivered and is not")
+
+    def _one_time_key(self, agent: "Agent", did: Did, session: bytes, role: Role) -> None:
+        opening = self._openings.get(session)
+        if role is Role.INITIATOR or opening is None or opening.one_time_key_id is None:
+            return
+        used = self._opened.setdefault((agent.did, opening.one_time_key_id), set())
+        used.add(session)
+        if len(used) > 1:
+            raise Violation("one-time key", f"{agent.name} opened {len(used)} sessions with one")
+
+    def _bounds(self, agent: "Agent", core: ClientCore) -> None:
+        limits = core.limits
+        if (
+            core.outbox_size > limits.outbox
+            or len(core.held) > limits.held_peers * limits.held_frames_per_peer
+            or len(core.keyring.one_time) > core.keyring.policy.held
+            or core.inbox.remembered > limits.seen
+        ):
+            raise Violation("memory", f"{agent.name} keeps more than its limits say")
+
+    def handed(self, agent: "Agent", message: Received) -> None:
+        """The application of ``agent`` gets a message."""
+        text = str(message.payload)
+        if self.trace:
+            self.events.append(
+                f"{agent.net.now:9.3f} {agent.name} gets {text}{' again' if message.redelivered else ''}"
+            )
+        if not message.encrypted:
+            self.plaintexts += 1
+            return
+        offer = self._by_payload.get(text)
+        if offer is None or offer.sender != message.sender or offer.recipient != agent.did:
+            raise Violation("forged", f"{agent.name} was handed {text!r}, which nobody sent")
+        if offer.confirmed:
+            raise Violation("handed over twice", f"{text} comes after it was confirmed")
+        if offer.handed and not message.redelivered:
+            raise Violation("handed over twice", f"{text} comes again, unmarked")
+        offer.handed += 1
+        if message.redelivered:
+            self.redelivered += 1
+        if offer.handed == 1:
+            pair = offer.sender, offer.recipient
+            if offer.number < self._last.get(pair, 0) and pair not in self.tampered:
+                raise Violation("order", f"{text} comes after message {self._last[pair]}")
+            self._last[pair] = max(offer.number, self._last.get(pair, 0))
+
+    def confirmed(self, recipient: Did, sender: Did, message: MessageId) -> None:
+        """An application is done with a message, and that is on disk."""
+        offer = self.offers.get(message)
+        if offer is not None and offer.sender == sender:
+            offer.confirmed = True
+
+    # --- at the end --------------------------------------------------------------------------------------------------
+
+    def at_rest(self, relay: "Relay") -> None:
+        """Faults are over and time enough has passed.
+
+        Raises:
+            Violation: something is missing, or does not come to rest.
+        """
+        for offer in self.offers.values():
+            if offer.accepted and not offer.handed and offer.reported is None:
+                said = ", though it was called delivered" if offer.said_delivered else ""
+                raise Violation("lost", f"{offer.payload} was accepted and never arrived{said}")
+        for agent in self.agents.values():
+            if agent.process is None:
+                raise Violation("rest", f"{agent.name} is down")
+            core = agent.process.core
+            if core.outbox_size:
+                waiting = [
+                    f"{self.offers[one.id].payload} ({one.state})"
+                    for did in core.outbox.peers()
+                    for one in core.outbox.of(did)
+                ]
+                raise Violation("rest", f"{agent.name} still has {', '.join(waiting)} in its outbox")
+            if len(core.held):
+                raise Violation("rest", f"{agent.name} still holds unread messages")
+        for sender, recipient in self._count:
+            ours = self.agents[sender].process.core.peer(recipient).sending()
+            theirs = self.agents[recipient].process.core.peer(sender).sending()
+            if ours is None or theirs is None or ours.session.id != theirs.session.id:
+                one, other = self.names[sender], self.names[recipient]
+                raise Violation("two sessions", f"{one} and {other} do not send on the same one")
+        if relay.process is not None and relay.process.core.kept[0]:
+            raise Violation("rest", f"the relay still keeps {relay.process.core.kept[0]} frames")
