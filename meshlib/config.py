@@ -45,6 +45,8 @@ class Timeouts:
     """One registry request."""
     policy: float = 30.0
     """A knock policy's answer; silence counts as no."""
+    silence: float = 15.0
+    """A sign of life of a relay that was pinged after ``heartbeat`` seconds without one."""
     close: float = 5.0
     """An orderly goodbye."""
 
@@ -144,7 +146,8 @@ class ClientConfig:
     proxy: str | None = None
     """``http://``, ``https://`` or ``socks5://`` URL. ``None``: what the environment says; ``""``: no proxy at all."""
     heartbeat: float = 30.0
-    """Seconds between heartbeats; the relay drops a socket that is silent for 90."""
+    """Seconds between heartbeats; the relay drops a socket that is silent for 90. The relay's own silence is noticed
+    after as long, see ``timeouts.silence``."""
     extensions: bool = True
     """Offer what only our relay and registry know. Both ignore it if they do not."""
     timeouts: Timeouts = Timeouts()

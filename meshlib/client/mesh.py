@@ -616,6 +616,7 @@ class MeshClient:
     async def _converse(self, core: ClientCore, socket: WebSocket) -> None:
         ended = Closed(1006, "")
         try:
+            socket.watch(self.config.heartbeat, self.config.timeouts.silence)
             core.opened(self._now(), socket.challenge)
             await self._step()
             with anyio.CancelScope() as patience:
@@ -624,7 +625,8 @@ class MeshClient:
                 while True:
                     if core.link is Link.UP:
                         patience.deadline = float("inf")
-                    while core.inbox_full:
+                    # Not before the relay's verdict: it comes first, and the application waits for it.
+                    while core.link is Link.UP and core.inbox_full:
                         self._room = anyio.Event()
                         await self._room.wait()
                     for raw in await socket.receive():
@@ -750,11 +752,16 @@ class MeshClient:
     async def _fetch_bundle(self, did: Did) -> None:
         core = self._open_core()
         registry = self._open_registry()
+        registered = False
         try:
-            bundle = (await registry.fetch_prekeys(did)).checked(did)
             agent = await registry.get_agent(did)
             hint = Dialect.AGT4 if agent.registration == "legacy" else None
-        except (AgentNotFound, PeerError) as error:
+            registered = True
+            bundle = (await registry.fetch_prekeys(did)).checked(did)
+        except AgentNotFound as error:
+            # Who is registered and was stopped before its prekeys were published publishes them when it is back.
+            core.no_bundle(did, error, self._now(), final=not registered)
+        except PeerError as error:
             core.no_bundle(did, error, self._now(), final=True)
         except RegistryRefused as error:
             core.no_bundle(did, error, self._now(), final=400 <= error.status < 500 and error.status != 429)

@@ -4,6 +4,7 @@ Owns the socket. The protocol itself is websockets' Sans-I/O ``ClientProtocol``;
 Foreign exceptions are translated here, once.
 """
 
+import math
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,9 @@ class WebSocket:
         self._protocol = protocol
         self._partial: list[Frame] = []
         self._sending = anyio.Lock()
+        self._quiet = self._patience = math.inf
+        self._asked = False
+        self._silent = False
         self.challenge: str | None = None
 
     @classmethod
@@ -114,6 +118,17 @@ class WebSocket:
             raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error
         if error is not None or self._protocol.state is State.CONNECTING:
             raise TransportError(f"{relay_url} closed the connection during the handshake") from error
+
+    def watch(self, quiet: float, patience: float) -> None:
+        """Notice a connection that is gone without a word: a cut cable, a stopped process, a router that forgot us.
+
+        Only a task that receives notices; while nobody does, silence means nothing.
+
+        Args:
+            quiet: seconds without a byte after which the relay is sent a ping.
+            patience: seconds it then has to send anything at all, before the connection counts as ended.
+        """
+        self._quiet, self._patience = quiet, patience
 
     async def send(self, messages: Iterable[bytes]) -> None:
         """Send text frames, all in one write.
@@ -198,12 +213,23 @@ class WebSocket:
 
     async def _read(self) -> bool:
         """Take bytes from the socket. Returns whether there will be more."""
+        data = b""
         try:
-            data = await self._stream.receive(_READ_SIZE)
+            with anyio.move_on_after(self._patience if self._asked else self._quiet):
+                data = await self._stream.receive(_READ_SIZE)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._protocol.receive_eof()
             return False
-        self._protocol.receive_data(data)
+        if data:
+            self._asked = False
+            self._protocol.receive_data(data)
+            return True
+        if self._asked or self._protocol.state is not State.OPEN:
+            self._silent = True
+            return False
+        self._asked = True
+        self._protocol.send_ping(b"")
+        await self._answer()
         return True
 
     async def _flush(self) -> None:
@@ -217,6 +243,8 @@ class WebSocket:
             self._protocol.receive_eof()
 
     def _closed(self) -> Closed:
+        if self._silent:
+            return Closed(_ABNORMAL, f"no sign of life for {self._quiet + self._patience:g} s")
         code = self._protocol.close_rcvd.code if self._protocol.close_rcvd else _ABNORMAL
         reason = self._protocol.close_rcvd.reason if self._protocol.close_rcvd else ""
         return Closed(code, reason)

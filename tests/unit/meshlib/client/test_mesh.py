@@ -29,6 +29,7 @@ from meshlib import (
     InvalidValue,
     KnockReceived,
     KnockRefused,
+    Limits,
     MeshClient,
     NotConnected,
     PeerVerified,
@@ -39,8 +40,10 @@ from meshlib import (
     accept_only,
     refuse_everyone,
 )
+from meshlib.client.registry import RegistryClient
 from meshlib.store.memory import MemoryStore
 from meshlib.testing import SeededEntropy
+from meshlib.wire.registry import Signer
 from tests.commands import running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -205,6 +208,34 @@ async def test_what_was_not_confirmed_comes_again(config, tmp_path):
                 message = await bob.receive()
             assert (message.payload, message.redelivered) == ("important", True)
             await message.ack()
+
+
+async def test_a_full_inbox_keeps_no_client_from_starting(config, tmp_path):
+    name, few = unique("bob"), Limits(inbox=2)
+    async with MeshClient(config()) as alice:
+        async with MeshClient(config(name, store=tmp_path, limits=few)) as bob:
+            with anyio.fail_after(PATIENCE):
+                for number in range(2):
+                    await alice.send(bob.did, number, wait="delivered")
+        with anyio.fail_after(PATIENCE):
+            async with MeshClient(config(name, store=tmp_path, limits=few)) as bob:
+                await alice.send(bob.did, 2)
+                assert [(await receive(bob)).payload for _ in range(3)] == [0, 1, 2]
+
+
+async def test_an_agent_that_was_stopped_before_it_published_prekeys_is_waited_for(config):
+    identity = Identity.generate(SeededEntropy(uuid.uuid4().hex))
+    settings = config(identity=identity)
+    async with RegistryClient(settings.registry_url, signer=Signer.of(identity, identity.did)) as registry:
+        await registry.register(identity, [settings.name], {})
+    async with MeshClient(config()) as alice:
+        told = alice.events()
+        receipt = await alice.send(settings.name, "welcome back")
+        await next_event(told, FaultFound)
+        async with MeshClient(settings) as bob:
+            assert (await receive(bob)).payload == "welcome back"
+            with anyio.fail_after(PATIENCE):
+                assert await receipt.wait() is DeliveryState.DELIVERED
 
 
 async def test_a_loop_body_that_raises_gets_the_message_again(config):

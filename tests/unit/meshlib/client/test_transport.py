@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import anyio
 import pytest
 import trustme
+from websockets.server import ServerProtocol
 from websockets.sync.server import serve
 
 from meshlib.client.transport import CHALLENGE_HEADER, Closed, WebSocket, proxy_for
@@ -176,6 +177,54 @@ async def test_a_pong_answers_while_we_listen():
         web = await WebSocket.connect(url)
         assert await web.receive() == [b"done"]
         assert answered.is_set()
+        await web.close()
+
+
+@contextmanager
+def mute_server():
+    """A server that opens a WebSocket and then neither reads nor says anything, as behind a cut cable."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    protocol = ServerProtocol()
+
+    def accept():
+        client, _ = listener.accept()
+        with client:
+            protocol.receive_data(client.recv(65536))
+            (request,) = protocol.events_received()
+            protocol.send_response(protocol.accept(request))
+            client.sendall(b"".join(protocol.data_to_send()))
+            done.wait()
+
+    done = threading.Event()
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        done.set()
+        thread.join()
+        listener.close()
+
+
+async def test_a_server_without_a_sign_of_life_is_gone():
+    with mute_server() as url, anyio.fail_after(10):
+        web = await WebSocket.connect(url)
+        web.watch(quiet=0.05, patience=0.05)
+        with pytest.raises(Closed, match="no sign of life") as caught:
+            await web.receive()
+        assert caught.value.code == 1006
+        await web.abort()
+
+
+async def test_a_quiet_server_that_answers_pings_stays():
+    with server(echo) as url, anyio.fail_after(10):
+        web = await WebSocket.connect(url)
+        web.watch(quiet=0.01, patience=5)
+        with anyio.move_on_after(0.2) as quiet_time:
+            await web.receive()
+        assert quiet_time.cancelled_caught
+        await web.send([b"still there?"])
+        assert await web.receive() == [b"still there?"]
         await web.close()
 
 
