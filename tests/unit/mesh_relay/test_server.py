@@ -1,6 +1,7 @@
 """The shell over real sockets: pitfalls 24 to 29 as a client sees them."""
 
 import json
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -241,7 +242,7 @@ async def test_disconnect_is_answered_with_1000() -> None:
 
 @pytest.mark.trio
 async def test_silence_for_ninety_seconds_closes_4004(autojump_clock: trio.testing.MockClock) -> None:
-    async with running() as (_, port):
+    async with running(ping_seconds=math.inf) as (_, port):  # this client would answer pings
         bob = await Client.join(port, BOB, ["receipts"])
         await bob.next()
         began = trio.current_time()
