@@ -459,9 +459,13 @@ class ClientCore:
             self._retry_fetch[did] = now.monotonic + RETRY_BUNDLE_AFTER
 
     def close_session(self, did: Did) -> None:
-        """Forget every session with a peer; the next message opens a new one."""
+        """Forget every session with a peer; the next message opens a new one.
+
+        What the peer has not confirmed goes before it, encrypted anew: nobody may be able to read the old frames now.
+        """
         if did in self._peers:
             self._keep_peer(self.peer(did).without_sessions())
+            self.outbox.encrypt_anew(did)
 
     def _idle(self, peer: Peer) -> Peer:
         return peer.step(Wish.FAILED) if peer.entry is Entry.FETCHING else peer

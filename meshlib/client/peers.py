@@ -195,8 +195,12 @@ class Peer:
         return replace(self, strands=strands)
 
     def unread(self) -> "Peer":
-        """The peer after it said that it cannot read what we send: every session of now is for reading only."""
-        return replace(self.step(Wish.LOST), strands=tuple(replace(strand, mute=True) for strand in self.strands))
+        """The peer after it said that it cannot read what we send: every session of now is for reading only.
+
+        The knock that is out, if one is, would open one of them: no answer to it matters any more.
+        """
+        mute = tuple(replace(strand, mute=True) for strand in self.strands)
+        return replace(self.step(Wish.LOST), strands=mute, knock_id=None, knock_frame=None)
 
     def without_sessions(self) -> "Peer":
         """The peer after its sessions were dropped on purpose."""
