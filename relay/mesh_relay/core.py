@@ -933,7 +933,9 @@ class RelayCore:
                 if entry.seq <= binding.cursor:
                     continue
                 earlier = self._find(mailbox, entry.id, entry.sender)
-                if earlier is None or _print(earlier) != _fingerprint(entry.payload):  # else the page had it
+                # It is itself the earlier one when it went to a socket that has ended since. Otherwise an earlier one
+                # of the same bytes has been stored, and the page had it.
+                if earlier is None or earlier is entry or _print(earlier) != _fingerprint(entry.payload):
                     self._push(binding, entry, entry.payload)
         if more:
             if link.queued <= self.limits.outgoing_low:

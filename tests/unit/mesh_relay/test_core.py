@@ -251,6 +251,17 @@ def test_catching_up_with_what_is_in_memory_minds_the_slow_reader() -> None:
     assert relay.ids(bob) == ["first", *(str(number) for number in range(50))]
 
 
+def test_a_frame_pushed_to_a_socket_that_died_before_its_commit_reaches_the_next_socket(relay: Relay) -> None:
+    alice, dead = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.ids(dead) == ["1"]
+    bob = relay.join(BOB)
+    work = relay.core.take_work(relay.now)  # reads the page; the frame waits for the next transaction
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    assert relay.ids(bob) == ["1"]
+
+
 def test_a_page_for_a_connection_that_is_gone_is_not_pushed(relay: Relay) -> None:
     relay.say(relay.join(ALICE), message(BOB.did, "1"))
     relay.commit()
