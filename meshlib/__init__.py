@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         PeerVerified,
         SessionLost,
     )
-    from meshlib.client.mesh import Agent, MeshClient, Message, Receipt
+    from meshlib.client.handles import Agent, Message, Receipt
+    from meshlib.client.mesh import MeshClient
     from meshlib.config import (
         Backoff,
         ClientConfig,
@@ -101,7 +102,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Agent": "meshlib.client.mesh",
+    "Agent": "meshlib.client.handles",
     "AgentNotFound": "meshlib.errors",
     "AmbiguousName": "meshlib.errors",
     "Backoff": "meshlib.config",
@@ -125,14 +126,14 @@ _HOMES = {
     "Limits": "meshlib.config",
     "MeshClient": "meshlib.client.mesh",
     "MeshError": "meshlib.errors",
-    "Message": "meshlib.client.mesh",
+    "Message": "meshlib.client.handles",
     "NotAuthentic": "meshlib.errors",
     "NotConnected": "meshlib.errors",
     "PeerError": "meshlib.errors",
     "PeerVerified": "meshlib.client.events",
     "Prekeys": "meshlib.config",
     "QueueFull": "meshlib.errors",
-    "Receipt": "meshlib.client.mesh",
+    "Receipt": "meshlib.client.handles",
     "RegistryRefused": "meshlib.errors",
     "RelayRefused": "meshlib.errors",
     "ServiceError": "meshlib.errors",

@@ -174,12 +174,14 @@ class ClientCore:
         self._second_knocks: OrderedDict[Did, float] = OrderedDict()
         self._changes = Changes()
         self._writes: list[bytes] = []
-        self._events: deque[Event] = deque(maxlen=limits.events)
+        self._events: deque[Event] = deque()  # the shell drains it after every step
         self._relayed: list[MessageId] = []
         self._in_flight: list[MessageId] = []
         self._next_heartbeat = 0.0
         self._consent_at: float | None = None
         self._terminal = False
+        self.overflowed = False
+        """Whether messages were passed over because the inbox was full."""
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
@@ -241,6 +243,11 @@ class ClientCore:
     def inbox_full(self) -> bool:
         """Whether the shell should stop reading: the relay keeps what is not read."""
         return self.inbox.full
+
+    @property
+    def inbox_has_room(self) -> bool:
+        """Whether so much of the inbox is free that it pays to ask for what was passed over."""
+        return len(self.inbox) <= self.limits.inbox // 2
 
     @property
     def outbox_size(self) -> int:
@@ -547,6 +554,8 @@ class ClientCore:
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
         match frame:
+            case frames.Message() | frames.PlaintextMessage() if self.inbox.full and "receipts" in self.features:
+                self.overflowed = True  # not touched at all: the relay offers it again on the next connection
             case frames.Message():
                 self._message(frame, now)
             case frames.PlaintextMessage():

@@ -29,6 +29,9 @@ class Inbox:
         self._changed: dict[InboxKey, Incoming | None] = {}
         self._newly_seen: list[InboxKey] = []
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     @property
     def full(self) -> bool:
         """Whether as many wait as may."""

@@ -11,9 +11,8 @@ import ssl
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from inspect import isawaitable
 from types import TracebackType
 from typing import Self
@@ -32,6 +31,7 @@ from meshlib.client.events import (
     KnockReceived,
     Received,
 )
+from meshlib.client.handles import FINAL, Agent, Events, Inbox, Message, Receipt, progress_of
 from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
 from meshlib.client.transport import Closed, WebSocket
 from meshlib.clock import Instant
@@ -41,7 +41,6 @@ from meshlib.errors import (
     AgentNotFound,
     AmbiguousName,
     InvalidValue,
-    KnockRefused,
     MeshError,
     NotConnected,
     PeerError,
@@ -50,6 +49,7 @@ from meshlib.errors import (
     ServiceError,
     StoreError,
     TransportError,
+    UsageError,
 )
 from meshlib.identity import Did, Identity, parse_did
 from meshlib.store import open_store
@@ -67,132 +67,12 @@ EPOCH_KEY = "mesh_epoch"
 """Where an agent's public metadata says how often its store was opened."""
 PRESENCE_EVERY = 60.0
 """Seconds between signs of life to the registry, which calls an agent online for 90 after the last."""
-_FINAL = (DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REFUSED)
-_PROGRESS = (
-    DeliveryState.QUEUED,
-    DeliveryState.RELAYED,
-    DeliveryState.STORED,
-    DeliveryState.DELIVERED,
-)
-
-
-class Message:
-    """A message as the application sees it."""
-
-    def __init__(self, client: "MeshClient", received: Received) -> None:
-        self._client = client
-        self.sender = received.sender
-        self.id = received.id
-        self.payload = received.payload
-        self.encrypted = received.encrypted
-        """``False`` only for a peer on the plaintext list."""
-        self.redelivered = received.redelivered
-        """Handed over before and not confirmed, for example because the process died."""
-
-    async def ack(self) -> None:
-        """Confirm that the message has been dealt with. Twice is as good as once."""
-        await self._client._confirm(self)
-
-    def __repr__(self) -> str:
-        return f"<Message {self.id} from {self.sender}>"
-
-
-class Inbox:
-    """An async iterator over messages; made by :meth:`MeshClient.inbox`."""
-
-    def __init__(self, client: "MeshClient") -> None:
-        self._client = client
-        self._last: Message | None = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        if self._last is not None:
-            last, self._last = self._last, None
-            await last.ack()
-        self._last = await self._client.receive()
-        return self._last
-
-
-class Events:
-    """An async iterator over facts; made by :meth:`MeshClient.events`. It ends when the client is left."""
-
-    def __init__(self, limit: int) -> None:
-        self._told: deque[Event] = deque(maxlen=limit)
-        self._news = anyio.Event()
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._told:
-            if self._ended:
-                raise StopAsyncIteration
-            self._news = anyio.Event()
-            await self._news.wait()
-        return self._told.popleft()
-
-    def _tell(self, event: Event) -> None:
-        self._told.append(event)
-        self._news.set()
-
-    def _end(self) -> None:
-        self._ended = True
-        self._news.set()
-
-
-class Receipt:
-    """What has become of a message of ours.
-
-    Attributes:
-        id: the message's id, the same over every retry.
-        peer: the recipient's DID.
-        state: how far it has come. A relay without receipts never gets beyond ``relayed``.
-    """
-
-    def __init__(self, message: MessageId, peer: Did, state: DeliveryState = DeliveryState.QUEUED) -> None:
-        self.id = message
-        self.peer = peer
-        self.state = state
-        self.detail = ""
-        self._changed = anyio.Event()
-
-    def _advance(self, state: DeliveryState, detail: str) -> None:
-        self.state = state
-        self.detail = detail
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def wait(self, state: DeliveryState | str = DeliveryState.DELIVERED) -> DeliveryState:
-        """Wait until the message has come at least as far as ``state``, or can come no further.
-
-        Bound the wait with ``anyio.fail_after``: an absent recipient may stay away for days.
-
-        Raises:
-            KnockRefused: the recipient or the relay refused it.
-        """
-        wanted = _PROGRESS.index(DeliveryState(state))
-        while self.state not in _FINAL and _PROGRESS.index(self.state) < wanted:
-            await self._changed.wait()
-        if self.state is DeliveryState.REFUSED:
-            raise KnockRefused(self.peer, self.detail or "no reason given")
-        return self.state
-
-    def __repr__(self) -> str:
-        return f"<Receipt {self.id} to {self.peer}: {self.state}>"
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """An agent as the registry lists it. Everything but the DID is the registry's word."""
-
-    did: Did
-    capabilities: tuple[str, ...]
-    online: bool | None
-    last_seen: float | None
-    """UTC seconds."""
+BATCH = 256 * 1024
+"""Bytes per write to the relay, so that a slow link shows progress between them."""
+SLOWEST_LINK = 8 * 1024
+"""Bytes per second below which a link counts as stuck."""
+QUESTIONS = 100
+"""Knocks the policy may be pondering over at the same time; the oldest is given up first."""
 
 
 class MeshClient:
@@ -222,8 +102,16 @@ class MeshClient:
         self._socket: WebSocket | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
-        self._saving = anyio.Lock()
         self._due = anyio.Event()
+        self._work = anyio.Event()
+        self._saved = anyio.Event()
+        self._steps_asked = 0
+        self._steps_saved = 0
+        self._arrivals_step = 0
+        self._epoch_due: int | None = None
+        self._pondering: OrderedDict[object, anyio.CancelScope] = OrderedDict()
+        self._entered = False
+        self._left = False
         self._link_changed = anyio.Event()
         self._room = anyio.Event()
         self._arrived = anyio.Event()
@@ -236,11 +124,14 @@ class MeshClient:
         self._wanted = True
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
-        self._broken: StoreError | None = None
+        self._broken: MeshError | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise UsageError("a client is entered once: make a new MeshClient to go on")
+        self._entered = True
         try:
             await self._enter()
         except BaseException as error:
@@ -289,6 +180,7 @@ class MeshClient:
         self._registry = await self._stack.enter_async_context(registry)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._stack.push_async_exit(self._leave)
+        self._spawn(self._keep_saved)
         if config.register:
             await self._register()
         self._spawn(self._keep_connected)
@@ -316,9 +208,11 @@ class MeshClient:
         except MeshError as failure:
             log.warning("leaving without a goodbye: %s", failure)
         finally:
+            self._left = True
             tasks.cancel_scope.cancel()
             for listener in list(self._listeners):
-                listener._end()
+                listener.end()
+            self._wake_all()
             swallowed = await tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         return swallowed if cancelled else None
 
@@ -332,14 +226,11 @@ class MeshClient:
         core = self._open_core()
         self._wanted = True
         self._refused = None
-        self._announce_link()
+        self._wake_all()
         with anyio.move_on_after(self.config.timeouts.connect + self.config.timeouts.proof):
             while core.link is not Link.UP:
                 changed = self._link_changed
-                if self._broken is not None:
-                    raise self._broken
-                if self._refused is not None:
-                    raise self._refused
+                self._check_able()
                 await changed.wait()
             return
         raise TransportError(
@@ -404,12 +295,15 @@ class MeshClient:
             QueueFull: the outbox has reached its bound.
             KnockRefused: with ``wait``, the peer does not want to talk.
         """
+        if wait is not None:
+            wait = progress_of(wait)
         did = await self.resolve(peer)
         core = self._open_core()
+        self._check_able()
         chosen = parse_message_id(message_id) if message_id is not None else None
         message = core.send(did, payload, self._now(), chosen)
         receipt = self._receipts.get(message)
-        if receipt is None or receipt.state in _FINAL:
+        if receipt is None or receipt.state in FINAL:
             found = core.delivery(message)
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
@@ -476,26 +370,39 @@ class MeshClient:
         for sender, message_id in list(self._pending):
             core.return_unconfirmed(sender, message_id)
         self._pending.clear()
-        return Inbox(self)
+        return Inbox(self.receive)
 
     async def receive(self) -> Message:
-        """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with."""
+        """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with.
+
+        Raises:
+            MeshError: no message waits, and none can come any more.
+        """
         core = self._open_core()
-        while not self._arrivals:
-            self._arrivals.extend(core.messages())
-            if self._arrivals:
-                await self._step()  # that a message was handed over is saved before it is
-                break
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-        message = Message(self, self._arrivals.popleft())
-        self._pending[message.sender, message.id] = message
-        return message
+        while True:
+            batch = core.messages()
+            if batch:
+                self._arrivals.extend(batch)
+                self._arrivals_step = self._ask_step()
+            if not self._arrivals:
+                self._check_able()
+                await self._arrived.wait()
+            elif self._steps_saved < self._arrivals_step:
+                await self._until_saved(self._arrivals_step)  # that a message was handed over is saved before it is
+            else:
+                message = Message(self._arrivals.popleft(), self._confirm)
+                self._pending[message.sender, message.id] = message
+                return message
 
     async def _confirm(self, message: Message) -> None:
         self._pending.pop((message.sender, message.id), None)
-        if self._open_core().confirm(message.sender, message.id):
+        core = self._open_core()
+        if core.confirm(message.sender, message.id):
             self._room.set()
+            if core.overflowed and core.inbox_has_room:
+                core.overflowed = False
+                if self._socket is not None:
+                    await self._socket.abort()  # the relay offers what was passed over on the next connection
             await self._step()
 
     def events(self) -> "Events":
@@ -506,65 +413,118 @@ class MeshClient:
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
+    # One task takes what the core has decided, saves it and sends it. Everybody else asks it to and waits until their
+    # part is saved: whoever is cancelled while waiting, by whatever means, leaves nothing half done.
+
     async def _step(self) -> None:
-        """Save what the core changed, then send what it wrote, then tell what happened."""
-        core = self._open_core()
-        async with self._saving:
+        """Have everything saved that the core has changed so far; sending follows."""
+        await self._until_saved(self._ask_step())
+
+    def _ask_step(self) -> int:
+        self._steps_asked += 1
+        self._work.set()
+        return self._steps_asked
+
+    async def _until_saved(self, step: int) -> None:
+        while self._steps_saved < step:
             if self._broken is not None:
                 raise self._broken
-            changes = core.changes()
-            writes = core.writes()
+            if self._left:
+                raise NotConnected("the client has been left: make a new one")
+            await self._saved.wait()
+
+    async def _keep_saved(self) -> None:
+        """Save what the core changed, then tell what happened and send what it wrote; again and again."""
+        core = self._open_core()
+        while True:
+            while self._steps_saved == self._steps_asked:
+                self._work = anyio.Event()
+                await self._work.wait()
+            step, socket = self._steps_asked, self._socket
+            changes, writes = core.changes(), core.writes()
+            changes.epoch, self._epoch_due = self._epoch_due, None
             if changes:
                 await self._save(changes)
-            if writes and self._socket is not None:
-                await self._send(self._socket, writes)
+            self._steps_saved = step
+            self._saved.set()
+            self._saved = anyio.Event()
+            for event in core.events():
+                self._tell(event)
+            for did in core.fetches():
+                self._spawn(self._fetch_bundle, did)
+            self._arrived.set()
+            self._arrived = anyio.Event()
+            self._due.set()
+            if writes and socket is not None and socket is self._socket and await self._send(socket, writes):
                 core.sent()
-        for event in core.events():
-            self._tell(event)
-        for did in core.fetches():
-            self._spawn(self._fetch_bundle, did)
-        self._arrived.set()
-        self._due.set()
 
     async def _save(self, changes: Changes) -> None:
         assert self._store is not None
         try:
             if self._store.durable:
-                # Not abandoned on cancellation: a half-told core and a saved store must not part.
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(self._store.save, changes)
             else:
                 self._store.save(changes)
         except StoreError as error:
             # The core is ahead of the disk now. Going on could send with keys that a restart would use again.
-            self._broken = error
-            if self._socket is not None:
-                await self._socket.abort()
-            self._announce_link()
+            await self._break(error)
             raise
 
-    async def _send(self, socket: WebSocket, writes: list[bytes]) -> None:
+    async def _break(self, error: MeshError) -> None:
+        self._broken = error
+        if self._socket is not None:
+            await self._socket.abort()
+        self._wake_all()
+
+    async def _send(self, socket: WebSocket, writes: list[bytes]) -> bool:
+        """Write frames in batches. Returns whether all of them are on their way."""
         try:
-            with anyio.fail_after(self.config.timeouts.connect):
-                await socket.send(writes)
+            for batch in _batches(writes):
+                with anyio.fail_after(self.config.timeouts.connect + sum(map(len, batch)) / SLOWEST_LINK):
+                    await socket.send(batch)
         except (Closed, TimeoutError):
             log.debug("the relay connection ended while sending")  # the reader sees the same end and reports it
             await socket.abort()
+            return False
+        return True
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, DeliveryChanged):
             receipt = self._receipts.get(event.id)
             if receipt is not None:
-                receipt._advance(event.state, event.detail)
+                receipt.advance(event.state, event.detail)
         elif isinstance(event, KnockReceived):
             if self.config.knock_policy is not accept_everyone:
                 self._spawn(self._ask_policy, event)
         elif isinstance(event, Connected | Disconnected):
             if isinstance(event, Disconnected) and not event.retrying:
                 self._refused = RelayRefused(event.code, event.reason)
-            self._announce_link()
+            self._wake_all()
         for listener in list(self._listeners):
-            listener._tell(event)
+            listener.tell(event)
+
+    def _check_able(self) -> None:
+        """Say so if nothing can be sent or received any more."""
+        reason = self._hopeless()
+        if reason is not None:
+            raise reason
+
+    def _hopeless(self) -> MeshError | None:
+        if self._left:
+            return NotConnected("the client has been left: make a new one")
+        return self._broken or self._refused
+
+    def _wake_all(self) -> None:
+        """Everybody who waits looks again at what has become of the client."""
+        reason = self._hopeless()
+        for receipt in list(self._receipts.values()):
+            receipt.give_up(reason)
+        self._saved.set()
+        self._saved = anyio.Event()
+        self._arrived.set()
+        self._arrived = anyio.Event()
+        self._announce_link()
 
     def _announce_link(self) -> None:
         self._link_changed.set()
@@ -580,6 +540,11 @@ class MeshClient:
                 await task(*arguments)
             except StoreError as error:
                 log.error("the client has stopped: %s", error)
+            except NotConnected:
+                pass  # the client was left in the meantime
+            except Exception as error:  # a mistake of ours or of a service must not end the caller's block
+                log.exception("a task of the client failed")
+                await self._break(MeshError(f"the client has stopped: {type(error).__name__}; the log says where"))
 
         assert self._tasks is not None
         self._tasks.start_soon(run)
@@ -626,7 +591,8 @@ class MeshClient:
                     if core.link is Link.UP:
                         patience.deadline = float("inf")
                     # Not before the relay's verdict: it comes first, and the application waits for it.
-                    while core.link is Link.UP and core.inbox_full:
+                    # A relay that keeps what is not acknowledged needs no holding back: the core passes over.
+                    while core.link is Link.UP and core.inbox_full and "receipts" not in core.features:
                         self._room = anyio.Event()
                         await self._room.wait()
                     for raw in await socket.receive():
@@ -713,7 +679,8 @@ class MeshClient:
                     "identity and start with a new store"
                 )
         epoch = self._saved_epoch + 1
-        await self._save(Changes(epoch=epoch))
+        self._epoch_due = epoch
+        await self._step()
         self._saved_epoch = epoch
         metadata[EPOCH_KEY] = str(epoch)
 
@@ -772,12 +739,21 @@ class MeshClient:
         await self._step()
 
     async def _ask_policy(self, knock: KnockReceived) -> None:
+        question = (knock.peer, knock.knock_id)
         try:
-            verdict = self.config.knock_policy(knock)
-            accept = await verdict if isawaitable(verdict) else verdict
+            with anyio.move_on_after(self.config.timeouts.policy) as scope:
+                self._pondering[question] = scope
+                if len(self._pondering) > QUESTIONS:
+                    self._pondering.popitem(last=False)[1].cancel()
+                verdict = self.config.knock_policy(knock)
+                accept = await verdict if isawaitable(verdict) else verdict
         except Exception:  # the policy is foreign code; whatever it raises, the knock is not let in
             log.exception("the knock policy failed; the knock of %s is refused when its time is up", knock.peer)
             return
+        finally:
+            self._pondering.pop(question, None)
+        if scope.cancelled_caught:
+            return  # the core has refused the knock meanwhile
         self._open_core().answer_knock(knock.knock_id, accept=bool(accept), now=self._now())
         await self._step()
 
@@ -789,6 +765,8 @@ class MeshClient:
         return Instant(time.monotonic(), time.time() + (skew if skew is not None and wrong else 0.0))
 
     def _open_core(self) -> ClientCore:
+        if self._left:
+            raise NotConnected("the client has been left: make a new one")
         if self._core is None:
             raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
         return self._core
@@ -799,4 +777,17 @@ class MeshClient:
         return self._registry
 
 
-__all__ = ["Agent", "MeshClient", "Message", "Receipt"]
+def _batches(writes: list[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for raw in writes:
+        batch.append(raw)
+        size += len(raw)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+__all__ = ["Agent", "Events", "Inbox", "MeshClient", "Message", "Receipt"]

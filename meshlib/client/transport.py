@@ -4,6 +4,7 @@ Owns the socket. The protocol itself is websockets' Sans-I/O ``ClientProtocol``;
 Foreign exceptions are translated here, once.
 """
 
+import logging
 import math
 import ssl
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,12 @@ CHALLENGE_HEADER = "Mesh-Challenge"
 _READ_SIZE = 256 * 1024
 """Bytes per read. A burst of small frames comes in one."""
 _ABNORMAL = 1006
+_MAX_FRAGMENTS = 1024
+"""Pieces one message may come in. Ours come in one; empty pieces would otherwise cost memory without end."""
+_MAX_CHALLENGE = 1024
+"""Characters of a challenge; ours has 43."""
+_SILENT = logging.Logger("meshlib.websocket", level=logging.CRITICAL)
+"""The library logs whole frames, and connect carries a token."""
 
 
 class Closed(TransportError):
@@ -87,7 +94,7 @@ class WebSocket:
         """
         url = websocket_url(relay_url)
         stream = await _open_stream(url, tls, proxy_for(url, proxy))
-        protocol = ClientProtocol(parse_uri(url), max_size=MAX_FRAME)
+        protocol = ClientProtocol(parse_uri(url), max_size=MAX_FRAME, logger=_SILENT)
         socket = cls(stream, protocol)
         try:
             await socket._handshake(relay_url)
@@ -105,7 +112,7 @@ class WebSocket:
                 more = await self._read()
                 for event in self._protocol.events_received():
                     if isinstance(event, Response):
-                        self.challenge = event.headers.get(CHALLENGE_HEADER)
+                        self._take_challenge(event)
                     else:
                         self._partial.append(_as_frame(event))
         error = self._protocol.handshake_exc
@@ -118,6 +125,12 @@ class WebSocket:
             raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error
         if error is not None or self._protocol.state is State.CONNECTING:
             raise TransportError(f"{relay_url} closed the connection during the handshake") from error
+
+    def _take_challenge(self, response: Response) -> None:
+        found = response.headers.get_all(CHALLENGE_HEADER)
+        if len(found) > 1 or any(len(one) > _MAX_CHALLENGE for one in found):
+            raise TransportError("the relay sent several challenges, or an endless one: it is none of ours")
+        self.challenge = found[0] if found else None
 
     def watch(self, quiet: float, patience: float) -> None:
         """Notice a connection that is gone without a word: a cut cable, a stopped process, a router that forgot us.
@@ -183,6 +196,8 @@ class WebSocket:
             if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 continue
             parts.append(frame)
+            if len(parts) > _MAX_FRAGMENTS:
+                raise Closed(_ABNORMAL, f"the relay cuts messages into more than {_MAX_FRAGMENTS} pieces")
             if frame.fin:
                 yield bytes(parts[0].data) if len(parts) == 1 else b"".join(part.data for part in parts)
                 parts = []

@@ -860,14 +860,6 @@ class TestConnection:
         assert [event.state for event in alice.told(DeliveryChanged)] == ["relayed", "stored", "delivered"]
 
 
-def test_events_nobody_reads_are_bounded(mesh):
-    identity = Identity.generate(SeededEntropy("c"))
-    core = ClientCore(Profile(identity=identity, did=identity.did), SavedState(), SeededEntropy("e"), Limits(events=5))
-    for _ in range(100):
-        core.receive(b"junk", mesh.clock.now)
-    assert len(core.events()) == 5
-
-
 def test_reprs_show_no_payload(mesh, pair):
     alice, bob = pair
     alice.send(bob, "the secret word")
