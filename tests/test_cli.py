@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import json
 import os
 import pty
@@ -9,6 +12,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import threading
@@ -18,6 +22,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
+from anyio.from_thread import start_blocking_portal
 from websockets.sync.server import ServerConnection, serve
 
 from tests.commands import MESH, Agent, Servers, environment, mesh_up, running
@@ -322,7 +328,7 @@ class TestRefusals:
     def test_nobody_answers(self, agent: Callable[[str], Agent], option: str) -> None:
         scheme = {"--registry": "http", "--relay": "ws"}[option]
         address = f"127.0.0.1:{closed_port()}"
-        result = agent("alice").mesh("send", NOBODY, "hello", option, f"{scheme}://{address}")
+        result = agent("alice").mesh("send", NOBODY, "hello", "--timeout", "2", option, f"{scheme}://{address}")
         assert result.code == 1
         assert address in result.complaint
 
@@ -471,6 +477,62 @@ class TestStatusAndDoctor:
             assert alice.mesh("send", name_of(bob), "still there?").code == 0
             assert listener.ended() == 0
             assert listener.rest("err") == []
+
+
+class TestTls:
+    """Through a TLS terminator before both servers, as operations.md describes it."""
+
+    def test_private_authority_is_trusted_when_it_is_named(
+        self, agent: Callable[[str], Agent], servers: Servers, tmp_path: Path
+    ) -> None:
+        authority = trustme.CA()
+        ca = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(ca)
+        alice, bob = agent("alice"), agent("bob")
+        with tls_before(servers.relay, authority) as relay, tls_before(servers.registry, authority) as registry:
+            secure = ["--relay", f"wss://{relay}", "--registry", f"https://{registry}"]
+            examined = alice.mesh("doctor", "--json", *secure, "--ca", ca)
+            assert examined.code == 0, examined.out
+            assert [one["detail"] for one in examined.lines[0]["steps"] if one["what"] == "TLS"] == ["TLSv1.3"] * 2
+            with bob.listening("--count", "1") as listener:
+                sent = alice.mesh("send", name_of(bob), "over TLS", *secure, MESH_CA=str(ca))
+                assert sent.code == 0, sent.err
+                assert listener.said()["payload"] == "over TLS"
+
+    def test_unknown_authority_is_named_as_the_reason(self, agent: Callable[[str], Agent], servers: Servers) -> None:
+        alice = agent("alice")
+        with tls_before(servers.relay, trustme.CA()) as relay:
+            secure = ["--relay", f"wss://{relay}"]
+            examined = alice.mesh("doctor", "--json", *secure)
+            refused = alice.mesh("send", NOBODY, "hello", *secure, "--timeout", "2")
+        assert [one["what"] for one in examined.lines[0]["steps"] if one["outcome"] == "failed"] == ["TLS"]
+        assert "--ca" in str(examined.lines[0]["steps"])
+        assert refused.code == 1
+        assert "not trusted" in refused.complaint
+
+
+@contextmanager
+def tls_before(url: str, authority: trustme.CA) -> Iterator[str]:
+    """``host:port`` of a TLS terminator that passes everything on to the server at ``url``."""
+    host, port = url.partition("://")[2].split(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
+
+    with start_blocking_portal("asyncio") as portal:
+        server = portal.call(functools.partial(asyncio.start_server, serve, "127.0.0.1", 0, ssl=context))
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        portal.call(server.close)
 
 
 class TestTerminal:

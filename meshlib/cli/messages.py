@@ -29,7 +29,7 @@ def send(arguments: Namespace, environment: Mapping[str, str], console: Console)
     payload = _payload(arguments)
 
     async def main() -> int:
-        async with MeshClient(settings.client()) as client:
+        async with MeshClient(settings.client(patience=arguments.timeout)) as client:
             return await _deliver(client, arguments, payload, console)
 
     return anyio.run(main)

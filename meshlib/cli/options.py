@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from meshlib.config import ClientConfig, KnockPolicy, accept_everyone
+from meshlib.config import ClientConfig, KnockPolicy, Timeouts, accept_everyone
 from meshlib.errors import InvalidValue, StoreError
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +21,9 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "passphrase_file": ("MESH_PASSPHRASE_FILE",),
 }
 """Environment variables by option, ours first; the others are what agent runtimes already set."""
+
+CONNECT_SECONDS = 10.0
+"""People wait: a command gives up on a relay sooner than an agent that runs for days."""
 
 _NAMELESS = "default"
 _MAX_PASSPHRASE = 4096
@@ -39,9 +42,15 @@ class Settings:
     tls: ssl.SSLContext | None = None
     passphrase: str | None = field(default=None, repr=False)
 
-    def client(self, knock_policy: KnockPolicy = accept_everyone) -> ClientConfig:
-        """The configuration of this agent."""
+    def client(self, knock_policy: KnockPolicy = accept_everyone, patience: float = CONNECT_SECONDS) -> ClientConfig:
+        """The configuration of this agent.
+
+        Args:
+            patience: seconds until a relay that cannot be reached ends the command.
+        """
+        half = min(patience, CONNECT_SECONDS) / 2
         return ClientConfig(
+            timeouts=Timeouts(connect=half, proof=half),
             name=self.name,
             store=self.store,
             passphrase=self.passphrase,
