@@ -1,5 +1,7 @@
 """The client shell against real servers: both event loops, servers that restart, bad input, two clients at once."""
 
+import asyncio
+import contextlib
 import json
 import shutil
 import signal
@@ -37,6 +39,7 @@ from meshlib import (
     StoreError,
     Timeouts,
     TransportError,
+    UsageError,
     accept_only,
     refuse_everyone,
 )
@@ -540,6 +543,117 @@ async def test_a_message_that_cannot_be_read_is_an_event_and_no_end(config):
         assert (await next_event(told, FaultFound)).kind == "decrypt"
         await alice.send(bob.did, "still here")
         assert (await receive(bob)).payload == "still here"
+
+
+class TestCancelled:
+    """Whoever is cancelled while waiting leaves nothing half done."""
+
+    async def test_in_the_middle_of_sends_loses_nothing_that_was_taken(self, config, tmp_path):
+        async with MeshClient(config(store=tmp_path / "alice")) as alice, MeshClient(config()) as bob:
+            taken = []
+            for number in range(150):
+                with anyio.move_on_after(0.0004 * (number % 5)):
+                    await alice.send(bob.did, number)
+                    taken.append(number)
+            await alice.send(bob.did, "end")
+            received = []
+            while not received or received[-1] != "end":
+                received.append((await receive(bob)).payload)
+            assert set(taken) <= set(received)
+            assert received[:-1] == sorted(set(received[:-1]))
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    async def test_by_asyncios_own_means_does_not_break_the_store(self, config, tmp_path, anyio_backend):
+        async with MeshClient(config(store=tmp_path / "alice")) as alice, MeshClient(config()) as bob:
+            for number in range(100):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(alice.send(bob.did, number), 0.0004 * (number % 5))
+            await alice.send(bob.did, "end")
+            while (await receive(bob)).payload != "end":
+                pass
+
+    async def test_receivers_lose_nothing(self, config):
+        async with pair(config) as (alice, bob):
+            received = []
+            for number in range(60):
+                await alice.send(bob.did, number)
+                with anyio.move_on_after(0.0005 * (number % 4)):
+                    received.append((await bob.receive()).payload)
+            while len(received) < 60:
+                received.append((await receive(bob)).payload)
+            assert received == list(range(60))
+
+
+async def test_several_receivers_share_what_comes(config):
+    async with pair(config) as (alice, bob):
+        received = []
+
+        async def work():
+            while len(received) < 40:
+                with anyio.move_on_after(PATIENCE):
+                    message = await bob.receive()
+                    received.append(message.payload)
+                    await message.ack()
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(work)
+            for number in range(40):
+                await alice.send(bob.did, number)
+        assert sorted(received) == list(range(40))
+
+
+async def test_a_full_outbox_keeps_nobody_from_starting(config, tmp_path):
+    async with MeshClient(config()) as bob:
+        async with MeshClient(config(store=tmp_path / "alice")) as alice:
+            await alice.send(bob.did, "first")
+            await receive(bob)
+            await alice.disconnect()
+            for number in range(1_200):
+                await alice.send(bob.did, number)
+        async with MeshClient(config(store=tmp_path / "alice")):
+            assert [(await receive(bob)).payload for _ in range(1_200)] == list(range(1_200))
+
+
+async def test_an_agent_that_only_sends_is_not_stopped_by_its_mail(config):
+    async with MeshClient(config(limits=Limits(inbox=20))) as alice, MeshClient(config()) as bob:
+        await alice.send(bob.did, "hello")
+        await receive(bob)
+        for number in range(60):
+            await bob.send(alice.did, number)
+        with anyio.fail_after(PATIENCE):
+            receipt = await alice.send(bob.did, "still talking")
+            await receive(bob)
+            await receipt.wait("delivered")
+        received = set()
+        while len(received) < 60:  # what was passed over comes when there is room
+            received.add((await receive(alice)).payload)
+
+
+async def test_who_waits_learns_that_nothing_can_come(config):
+    identity = Identity.generate(SeededEntropy(uuid.uuid4().hex))
+    async with MeshClient(config(identity=identity)) as old:
+        receipt = await old.send("did:mesh:" + "0" * 31 + "1", "never delivered")
+        async with MeshClient(config(identity=identity)):
+            with anyio.fail_after(PATIENCE):
+                with pytest.raises(RelayRefused):
+                    await old.receive()
+                with pytest.raises((RelayRefused, KnockRefused)):
+                    await receipt.wait()
+                with pytest.raises(RelayRefused):
+                    await old.send("did:mesh:" + "0" * 32, "no")
+    with pytest.raises(NotConnected, match="left"):
+        await old.receive()
+    with pytest.raises(UsageError, match="entered once"):
+        await old.__aenter__()
+
+
+async def test_a_wait_for_what_does_not_exist_sends_nothing(config):
+    async with pair(config) as (alice, bob):
+        with pytest.raises(InvalidValue, match="wait for"):
+            await alice.send(bob.did, "hello", wait="read")
+        assert alice.undelivered() == []
 
 
 class TestBlocking:
