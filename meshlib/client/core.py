@@ -181,7 +181,7 @@ class ClientCore:
         self._consent_at: float | None = None
         self._terminal = False
         self.overflowed = False
-        """Whether messages were passed over because the inbox was full."""
+        """Whether messages of this connection were passed over because the inbox was full."""
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
@@ -278,6 +278,7 @@ class ClientCore:
             return
         self.features = frozenset()
         self._terminal = False
+        self.overflowed = False
         self._write(self._connect_frame(now, challenge))
         self._write(frames.FetchPending(self.profile.did))
         self._next_heartbeat = now.monotonic + self.profile.heartbeat
@@ -554,8 +555,11 @@ class ClientCore:
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
         match frame:
-            case frames.Message() | frames.PlaintextMessage() if self.inbox.full and "receipts" in self.features:
-                self.overflowed = True  # not touched at all: the relay offers it again on the next connection
+            case frames.Message() | frames.PlaintextMessage() if (
+                self.overflowed or (self.inbox.full and "receipts" in self.features)
+            ):
+                # Not touched at all, nor is what follows it: the relay offers all of it again on the next connection.
+                self.overflowed = True
             case frames.Message():
                 self._message(frame, now)
             case frames.PlaintextMessage():

@@ -399,10 +399,8 @@ class MeshClient:
         core = self._open_core()
         if core.confirm(message.sender, message.id):
             self._room.set()
-            if core.overflowed and core.inbox_has_room:
-                core.overflowed = False
-                if self._socket is not None:
-                    await self._socket.abort()  # the relay offers what was passed over on the next connection
+            if core.overflowed and core.inbox_has_room and self._socket is not None:
+                await self._socket.abort()  # the relay offers what was passed over on the next connection
             await self._step()
 
     def events(self) -> "Events":
