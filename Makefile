@@ -7,7 +7,7 @@ NPM    := interop/node_modules/.package-lock.json
 # Empty without a node that can run the TypeScript parts.
 NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv npm check style types fast test demo interop vectors coverage clean
+.PHONY: help venv npm check style types fast test demo interop chaos vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ fast: venv
 
 interop: venv npm ## who talks to whom: every client on every relay and registry, as a table
 	@$(BIN)/python -m interop.matrix
+
+chaos: venv ## kill -9 everything while messages flow, 20 rounds of 5,000; more with CHAOS='--rounds 100 --seed 7'
+	@$(BIN)/python -m tests.faults.chaos $(CHAOS)
 
 vectors: venv ## every golden vector
 	@$(BIN)/python vectors/check.py vectors

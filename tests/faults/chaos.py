@@ -152,25 +152,13 @@ def play(seed: int, messages: int, kills: int, folder: Path, *, both: bool = Fal
         planned = plan(chosen, outcome.messages, kills, [kept.name for kept in made.all])
         try:
             _run(made, planned, journals, flows, outcome)
-            _look_again(made, journals)
-            for kept in made.all:
-                if kept.leave() != 0:
-                    outcome.faults.append(f"{kept.name} did not leave in order")
+            look_again(made)
+            leave(made, outcome.faults)
         except AssertionError as failure:
             outcome.faults.append(str(failure))
-        for name, journal in journals.items():
-            journal.read()
-            found, copies = journal.faults(name, flows.get(name, 0))
-            outcome.faults += found
-            outcome.copies += copies
-        for sender in [alice, bob] if both else [alice]:
-            outcome.faults += journals[sender.name].unsettled(sender.name, messages)
-        for kept in made.all:
-            outcome.faults += kept.surprises
-            if "Traceback" in kept.tail(10_000):
-                outcome.faults.append(f"{kept.name} printed a traceback")
-        if not outcome.faults:
-            outcome.faults += _left_over(made)
+        outcome.copies = judge(
+            made, journals, flows, {alice.name: messages, bob.name: messages if both else 0}, outcome.faults
+        )
         outcome.trace = made.describe()
     outcome.seconds = time.monotonic() - began
     return outcome
@@ -206,13 +194,37 @@ def _run(
     made.wait(step, "every message is delivered and its sender knows", bound)
 
 
-def _look_again(made: Fleet, journals: dict[str, Progress]) -> None:
+def leave(made: Fleet, faults: list[str]) -> None:
+    """End everything in order, the applications first."""
+    faults += [f"{kept.name} did not leave in order" for kept in reversed(made.all) if kept.leave() != 0]
+
+
+def judge(
+    made: Fleet, journals: dict[str, Progress], taken: dict[str, int], sent: dict[str, int], faults: list[str]
+) -> int:
+    """Find what is wrong with a fleet that has left. Returns how many marked copies were handed over."""
+    copies = 0
+    for name, journal in journals.items():
+        journal.read()
+        found, again = journal.faults(name, taken.get(name, 0))
+        faults += [*found, *journal.unsettled(name, sent.get(name, 0))]
+        copies += again
+    for kept in made.all:
+        faults += kept.surprises
+        if "Traceback" in kept.tail(10_000) and not kept.may_end:
+            faults.append(f"{kept.name} printed a traceback")
+    if not faults:
+        faults += _left_over(made)
+    return copies
+
+
+def look_again(made: Fleet) -> None:
     """Start everything once more: what would come twice comes now."""
     for kept in made.all:
         kept.kill()
     made.wait(lambda: made.relay.listening and made.registry.listening, "the servers are back")
     made.wait(
-        lambda: made.relay_metric("agents") == len(journals) and made.relay_metric("inbox_frames") == 0,
+        lambda: made.relay_metric("agents") == len(made.applications) and made.relay_metric("inbox_frames") == 0,
         "both are back and the relay keeps nothing",
         pause=0.05,
     )
@@ -221,7 +233,7 @@ def _look_again(made: Fleet, journals: dict[str, Progress]) -> None:
 def _left_over(made: Fleet) -> list[str]:
     found = []
     for application in made.applications:
-        store = open_store(application.folder / application.name / "store", None)
+        store = open_store(application.store, None)
         try:
             saved = store.load()
         finally:

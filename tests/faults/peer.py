@@ -22,7 +22,7 @@ from pathlib import Path
 
 import anyio
 
-from meshlib import ClientConfig, MeshClient, QueueFull, Receipt, ServiceError, TransportError
+from meshlib import ClientConfig, Disconnected, MeshClient, QueueFull, Receipt, ServiceError, StoreError, TransportError
 from meshlib.client.events import DeliveryChanged
 from meshlib.config import Backoff, Limits, Timeouts
 
@@ -82,10 +82,10 @@ def configuration(options: argparse.Namespace) -> ClientConfig:
         name=options.name,
         relay_url=options.relay,
         registry_url=options.registry,
-        store=options.home / "store",
+        store=options.store or options.home / "store",
         heartbeat=options.heartbeat,
         backoff=Backoff(first=0.05, last=0.5),
-        timeouts=Timeouts(connect=5, proof=5, registry=5, close=2),
+        timeouts=Timeouts(connect=5, proof=5, registry=5, close=2, silence=options.silence),
         limits=Limits(outbox=options.outbox, inbox=options.inbox),
     )
 
@@ -108,7 +108,8 @@ async def accepted(client: MeshClient, peer: str, number: int, message: str) -> 
     while True:
         try:
             return await client.send(peer, number, message_id=message)
-        except QueueFull:
+        except QueueFull as error:
+            complain(error)
             with anyio.move_on_after(1):
                 async for event in changes:
                     if isinstance(event, DeliveryChanged):
@@ -131,19 +132,27 @@ async def receive(client: MeshClient, journal: Journal) -> None:
         await message.ack()
 
 
+async def tell(client: MeshClient) -> None:
+    """Say when a connection is lost, and why."""
+    async for event in client.events():
+        if isinstance(event, Disconnected):
+            print(f"Disconnected: {event.code} {event.reason}", file=sys.stderr, flush=True)
+
+
 async def stay(journal: Journal, options: argparse.Namespace) -> None:
     """Be on the mesh until the work is done; whatever cannot be reached is tried again."""
     while True:
         try:
             async with MeshClient(configuration(options)) as client, anyio.create_task_group() as tasks:
                 tasks.start_soon(receive, client, journal)
+                tasks.start_soon(tell, client)
                 if options.to:
                     await send(client, journal, options)
                 if options.leave:
                     tasks.cancel_scope.cancel()
                     return
                 await anyio.sleep_forever()
-        except* (ServiceError, TransportError) as errors:
+        except* (ServiceError, TransportError, StoreError) as errors:  # a disk can be full for a while, too
             complain(errors)
         await anyio.sleep(AGAIN)
 
@@ -180,7 +189,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=100, help="messages under way at a time")
     parser.add_argument("--outbox", type=int, default=80, help="less than the window: the bound is met")
     parser.add_argument("--inbox", type=int, default=100)
+    parser.add_argument("--store", type=Path, help="the mesh's folder, where it is not in HOME")
     parser.add_argument("--heartbeat", type=float, default=5.0)
+    parser.add_argument("--silence", type=float, default=5.0)
     parser.add_argument("--leave", action="store_true", help="end when everything sent is delivered")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio")
     return parser.parse_args()
