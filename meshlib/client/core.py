@@ -38,7 +38,7 @@ from meshlib.clock import Instant
 from meshlib.config import Limits, Prekeys, Timeouts
 from meshlib.crypto.keys import Entropy
 from meshlib.crypto.prekeys import PrekeyBundle
-from meshlib.crypto.primitives import refuse_low_order
+from meshlib.crypto.primitives import refuse_low_order, refuse_second_spelling
 from meshlib.crypto.ratchet import Header
 from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import (
@@ -154,6 +154,7 @@ class ClientCore:
         self.features: frozenset[str] = frozenset()
         self.keyring = Keyring(profile.identity, prekeys)
         self.keyring.restore(state.signed_prekeys, state.one_time_prekeys, state.next_prekey_id)
+        self._signed_ids = self._ids_of_signed()
         self._timeouts = timeouts
         self._entropy = entropy
         # A bundle that was being fetched is asked for again: the answer went to the process that is gone.
@@ -757,7 +758,8 @@ class ClientCore:
             self.profile.identity, self.profile.did, sender, opening, self.keyring.prekeys(), tuple(Dialect)
         )
         alive = any(strand.session.id in opened for strand in peer.strands)
-        if alive or any(candidate.opening == opening for candidate in peer.candidates):
+        waits = self._is_open(opening) and any(candidate.opening == opening for candidate in peer.candidates)
+        if alive or waits:
             self._write(self._accept_frame(MessageId(frame.id), sender, now))
         else:
             detail = "a knock that was used before opens nothing twice"
@@ -768,6 +770,8 @@ class ClientCore:
     ) -> tuple[Opening, tuple[Session, ...]]:
         opening = Opening.from_bytes(establishment.ik, establishment.ek, establishment.otk)
         refuse_low_order(establishment.ik)
+        refuse_second_spelling(establishment.ik)
+        refuse_second_spelling(establishment.ek)  # else a used opening in other bytes would be a new one
         try:
             if commits_to_key(sender):
                 check_opening(opening, sender)
@@ -778,6 +782,10 @@ class ClientCore:
         except NotAuthentic as error:
             raise NotForThisPeer(str(error)) from error
         return opening, self._derive(sender, opening)
+
+    def _is_open(self, opening: Opening) -> bool:
+        """Whether the one-time key of an opening, if it names one, is unspent. One key opens one session."""
+        return opening.one_time_key_id is None or opening.one_time_key_id in self.keyring.one_time
 
     def _derive(self, sender: Did, opening: Opening) -> tuple[Session, ...]:
         one_time = None
@@ -791,21 +799,21 @@ class ClientCore:
         return tuple(candidates(self.profile.identity, self.profile.did, sender, opening, prekeys, one_time, dialects))
 
     def _revived(self, sender: Did) -> Peer:
-        """The peer with its candidates' sessions, which no store keeps.
+        """The peer with its candidates' sessions, which no store keeps, and without candidates nothing can settle.
 
         They are derived when the first message after a restart comes, not at once: knocks of peers that never say
         anything must not make every start slower.
         """
         peer = self.peer(sender)
-        if all(candidate.sessions for candidate in peer.candidates):
+        if all(candidate.sessions and self._is_open(candidate.opening) for candidate in peer.candidates):
             return peer
         kept = []
         for candidate in peer.candidates:
-            with suppress(PeerError):  # its one-time key is gone: nothing can settle it any more
+            with suppress(PeerError):
                 sessions = candidate.sessions or self._derive(sender, candidate.opening)
-                if sessions:
+                if sessions and self._is_open(candidate.opening):
                     kept.append(replace(candidate, sessions=sessions))
-        self._peers[sender] = replace(peer, candidates=tuple(kept))
+        self._keep_peer(replace(peer, candidates=tuple(kept)))
         return self._peers[sender]
 
     def answer_knock(self, knock: MessageId, *, accept: bool, now: Instant) -> None:
@@ -834,7 +842,7 @@ class ClientCore:
         if asked.opening is not None:
             for held in self.held.release(sender):
                 if not self._is_duplicate(sender, held.frame.id):
-                    failure = self._open(self.peer(sender), held.frame, now)
+                    failure = self._open(self._revived(sender), held.frame, now)
                     if failure is not None:
                         self._give_up(sender, held, str(failure))
 
@@ -966,13 +974,24 @@ class ClientCore:
             published: unused one-time keys the registry still has.
         """
         before = set(self.keyring.one_time)
+        signed_before = self._signed_ids
         upload = self.keyring.replenish(published, now, self._entropy)
         after = self.keyring.one_time
         self._changes.one_time_prekeys.update({key_id: after[key_id] for key_id in after.keys() - before})
         self._changes.one_time_prekeys.update(dict.fromkeys(before - after.keys()))
         self._changes.signed_prekeys = tuple(self.keyring.signed)
         self._changes.next_prekey_id = self.keyring.next_id
+        self._signed_ids = self._ids_of_signed()
+        if signed_before - self._signed_ids:
+            # Candidates live no longer than the signed prekeys they meant: what is left of them is derived again.
+            for peer in self._peers.values():
+                if peer.candidates:
+                    kept = tuple(replace(candidate, sessions=()) for candidate in peer.candidates)
+                    self._peers[peer.did] = replace(peer, candidates=kept)
         return upload
+
+    def _ids_of_signed(self) -> frozenset[int]:
+        return frozenset(prekey.key_id for prekey in self.keyring.prekeys())
 
     # --- small verbs -------------------------------------------------------------------------------------------------
 

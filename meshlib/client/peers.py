@@ -53,6 +53,11 @@ class Candidate:
     sessions: tuple[Session, ...]
     rival: bytes | None = None
 
+    def falls_with(self, settled: "Candidate") -> bool:
+        """Whether nothing can settle it once ``settled`` is: the same knock, or one for the same one-time key."""
+        key = settled.opening.one_time_key_id
+        return self is settled or (key is not None and key == self.opening.one_time_key_id)
+
 
 class Wish(Enum):
     """What happens to our own way in."""
@@ -167,7 +172,7 @@ class Peer:
         known = self.strand(session.id)
         if candidate is not None:
             strand = Strand(session, candidate.opened, heard=True, rival=candidate.rival)
-            candidates = tuple(other for other in self.candidates if other is not candidate)
+            candidates = tuple(other for other in self.candidates if not other.falls_with(candidate))
         else:
             assert known is not None, "attempts() offers only strands that are kept"
             strand = replace(known, session=session, heard=True, mute=False)

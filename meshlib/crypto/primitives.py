@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from meshlib.crypto.keys import Ed25519Private, Ed25519Public, SecretBytes, X25519Private, X25519Public
-from meshlib.errors import InvalidValue, NotAuthentic, WeakKey
+from meshlib.errors import InvalidValue, MalformedFrame, NotAuthentic, WeakKey
 
 NONCE_SIZE = 12
 TAG_SIZE = 16
@@ -94,6 +94,19 @@ def refuse_low_order(public: bytes) -> None:
     """
     if public in _LOW_ORDER:
         raise WeakKey("a Diffie-Hellman public key is of low order")
+
+
+def refuse_second_spelling(public: bytes) -> None:
+    """Refuse a u-coordinate that is not written as RFC 7748, section 5, writes one: below the prime, top bit clear.
+
+    An agreement ignores the top bit and reduces the rest, so each key has other spellings with the same result. Who
+    remembers a key by its bytes would take them for new ones.
+
+    Raises:
+        MalformedFrame: it is written otherwise. No honest peer does.
+    """
+    if int.from_bytes(public, "little") >= _P:
+        raise MalformedFrame("a Diffie-Hellman public key is not written in its one canonical form")
 
 
 def x25519(private: X25519Private, public: X25519Public) -> bytes:

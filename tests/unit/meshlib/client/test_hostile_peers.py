@@ -1,0 +1,115 @@
+"""What a peer, or a relay that invents frames, can and cannot do to a client core."""
+
+import os
+
+import msgspec
+import pytest
+
+from meshlib.client.events import FaultFound
+from meshlib.testing import MemoryClient, MemoryMesh
+from meshlib.wire import frames
+from meshlib.wire.codec import decode, encode
+
+ANSWERS = (frames.KnockAccept, frames.KnockReject)
+
+
+@pytest.fixture
+def mesh() -> MemoryMesh:
+    return MemoryMesh()
+
+
+def changed(raw: bytes, **members: object) -> bytes:
+    """A frame with other members."""
+    return encode(msgspec.structs.replace(decode(raw), **members))
+
+
+def with_top_bit(raw: bytes) -> bytes:
+    """A knock whose ephemeral key says the same in other bytes."""
+    establishment = decode(raw).establishment
+    ek = bytearray(establishment.ek)
+    ek[31] ^= 0x80
+    return changed(raw, id="again", establishment=msgspec.structs.replace(establishment, ek=bytes(ek)))
+
+
+def opens(mesh: MemoryMesh, alice: MemoryClient, bob: MemoryClient, payload: object = "PAY 100") -> tuple[bytes, bytes]:
+    """The knock and the first message of alice, which the relay has not delivered yet."""
+    alice.send(bob, payload)
+    knock, message = mesh.inboxes[bob.did]
+    mesh.inboxes[bob.did].clear()
+    return knock, message
+
+
+def talk(mesh: MemoryMesh, alice: MemoryClient, bob: MemoryClient, rounds: int = 10) -> None:
+    for number in range(rounds):
+        bob.send(alice, number)
+        mesh.settle()
+        alice.send(bob, number)
+        mesh.settle()
+
+
+def forged_knock(sender: MemoryClient, recipient: MemoryClient, number: int) -> bytes:
+    """A knock that costs its sender nothing: nobody knows its ephemeral key."""
+    ik = bytes(sender.core.profile.identity.agreement_key.public)
+    ek = os.urandom(31) + b"\x01"
+    return encode(frames.Knock(sender.did, recipient.did, f"x{number}", "t", frames.Establishment(ik, ek, None)))
+
+
+class TestReplayedOpenings:
+    def test_ephemeral_key_in_other_bytes_opens_nothing_twice(self, mesh: MemoryMesh) -> None:
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        mesh.directory[bob.did].one_time.clear()
+        knock, message = opens(mesh, alice, bob)
+        bob.receive(knock)
+        bob.receive(message)
+        talk(mesh, alice, bob, 40)
+        bob.receive(with_top_bit(knock))
+        bob.receive(changed(message, id="another"))
+        mesh.settle()
+        assert bob.payloads.count("PAY 100") == 1
+        bob.send(alice, "answer")
+        mesh.settle()
+        assert alice.payloads[-1] == "answer"
+
+    def test_ephemeral_key_beyond_the_prime_is_refused(self, mesh: MemoryMesh) -> None:
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, _ = opens(mesh, alice, bob)
+        establishment = msgspec.structs.replace(
+            decode(knock).establishment, ek=(2**255 - 19 + 9).to_bytes(32, "little")
+        )
+        bob.receive(changed(knock, establishment=establishment))
+        assert [event.kind for event in bob.told(FaultFound)] == ["knock"]
+        assert not bob.core.peer(alice.did).candidates
+
+    def test_no_second_opening_reads_with_a_one_time_key_that_is_spent(self, mesh: MemoryMesh) -> None:
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        same = mesh.directory[bob.did].one_time[0]
+        first = opens(mesh, alice, bob, "first")
+        alice.core.close_session(bob.did)
+        mesh.directory[bob.did].one_time.appendleft(same)
+        alice.core.outbox.drop(decode(first[1]).id)
+        second = opens(mesh, alice, bob, "second")
+        assert decode(first[0]).establishment.otk == decode(second[0]).establishment.otk
+        for raw in (first[0], second[0], first[1], second[1]):
+            bob.receive(raw)
+        assert bob.payloads == ["first"]
+        assert bob.core.peer(alice.did).candidates == ()
+
+    def test_nor_does_one_of_another_peer(self, mesh: MemoryMesh) -> None:
+        alice, bob, carol = mesh.agent("alice"), mesh.agent("bob"), mesh.agent("carol")
+        same = mesh.directory[bob.did].one_time[0]
+        first = opens(mesh, alice, bob, "first")
+        mesh.directory[bob.did].one_time.appendleft(same)
+        second = opens(mesh, carol, bob, "second")
+        for raw in (first[0], second[0], first[1], second[1]):
+            bob.receive(raw)
+        assert bob.payloads == ["first"]
+        assert bob.core.peer(carol.did).candidates == ()
+
+    def test_a_candidate_dies_with_its_signed_prekey(self, mesh: MemoryMesh) -> None:
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        knock, message = opens(mesh, alice, bob)
+        bob.receive(knock)
+        bob.core.replenish(50, mesh.clock.advance(8 * 86_400))
+        bob.core.replenish(50, mesh.clock.advance(14 * 86_400))
+        bob.receive(message)
+        assert bob.payloads == []
