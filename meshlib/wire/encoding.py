@@ -256,11 +256,16 @@ def parse_json(data: bytes | str) -> Any:
     except ValueError as error:
         raise MalformedFrame("not JSON") from error
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value)
+        check_depth(value)
     return value
 
 
-def _check_depth(value: object) -> None:
+def check_depth(value: object) -> None:
+    """Refuse a value whose arrays and objects lie deeper inside each other than :data:`MAX_DEPTH`.
+
+    Raises:
+        MalformedFrame: they do.
+    """
     containers = [value] if isinstance(value, list | dict) else []
     for _ in range(MAX_DEPTH):
         containers = [

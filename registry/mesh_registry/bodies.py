@@ -12,6 +12,8 @@ from msgspec import Meta, Struct, ValidationError, convert, field
 
 from mesh_registry.refusal import Refusal
 from mesh_registry.verbs import MAX_ONE_TIME_KEYS, OneTimePrekey, Outcome, SignedPrekey
+from meshlib.errors import MalformedFrame
+from meshlib.wire.encoding import MAX_DEPTH, check_depth
 
 MAX_BODY = 64 * 1024
 MAX_PREKEYS_BODY = 256 * 1024
@@ -161,6 +163,8 @@ def parse(body: bytes, kind: type[B]) -> B:
 def _json(body: bytes) -> Any:
     try:
         value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+            check_depth(value)
         if b"\\u" in body:
             # Half a surrogate pair is legal in JSON and nowhere after it: neither in UTF-8 nor in the store.
             json.dumps(value, ensure_ascii=False).encode()
@@ -168,7 +172,7 @@ def _json(body: bytes) -> Any:
         raise
     except UnicodeError as error:
         raise Refusal(400, "the body is not UTF-8, or holds half a surrogate pair") from error
-    except RecursionError as error:
+    except (RecursionError, MalformedFrame) as error:
         raise Refusal(400, "the body is nested too deeply") from error
     except ValueError as error:
         raise Refusal(400, "the body is not JSON") from error

@@ -790,8 +790,8 @@ def test_row_no_version_writes_is_a_store_error_without_its_bytes(tmp_path: Path
     store.close()
     with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection, connection:
         connection.execute(damage)
-    with pytest.raises(StoreError) as found:
-        SqliteStore(folder).load()
+    with pytest.raises(StoreError) as found, closing(SqliteStore(folder)) as damaged:
+        damaged.load()
     assert "private" not in str(found.value)
 
 

@@ -519,7 +519,7 @@ async def test_the_relay_stores_ciphertext_only(config, tmp_path):
             with anyio.fail_after(PATIENCE):
                 await alice.send(did, "the secret word", wait="stored")
         relay.stop()
-    with sqlite3.connect(database) as connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
         dump = "\n".join(connection.iterdump())
     assert did in dump
     assert "the secret word" not in dump
