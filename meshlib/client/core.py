@@ -440,7 +440,7 @@ class ClientCore:
         frame = encode(frames.Knock(self.profile.did, did, knock, timestamp(now.utc), establishment))
         peer = peer.opened_by_us(session, knock, frame, self.limits.sessions_per_peer)
         if not commits_to_key(did):
-            peer = replace(peer, pinned=bundle.identity_key)
+            peer = peer.pinned_to(bundle.identity_key)
         self._keep_peer(peer)
         self._writes.append(frame)
         self._pump(did, now)
@@ -644,7 +644,7 @@ class ClientCore:
                 self.keyring.spend(candidate.opening.one_time_key_id)
                 self._changes.one_time_prekeys[candidate.opening.one_time_key_id] = None
             if not commits_to_key(peer.did) and candidate is not None:
-                settled = replace(settled, pinned=candidate.opening.ik)
+                settled = settled.pinned_to(candidate.opening.ik)
             self._keep_peer(settled)
             if newly:
                 self._verified_any = True

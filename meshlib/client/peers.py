@@ -162,8 +162,9 @@ class Peer:
         for strand in matching:
             yield strand.session, None
         for candidate in self.candidates:
-            for session in candidate.sessions:
-                yield session, candidate
+            if self.pinned in (None, candidate.opening.ik):
+                for session in candidate.sessions:
+                    yield session, candidate
         for strand in others:
             yield strand.session, None
 
@@ -187,6 +188,11 @@ class Peer:
             verified=True,
             dialect=session.dialect,
         )
+
+    def pinned_to(self, key: X25519Public) -> "Peer":
+        """The peer once its identity key is settled: knocks with another one are not its own."""
+        candidates = tuple(candidate for candidate in self.candidates if candidate.opening.ik == key)
+        return replace(self, pinned=key, candidates=candidates)
 
     def accepted(self) -> "Peer":
         """The peer after it answered the knock that is out with an accept."""

@@ -1,12 +1,17 @@
 """What a peer, or a relay that invents frames, can and cannot do to a client core."""
 
+import dataclasses
 import os
 
 import msgspec
 import pytest
 
 from meshlib.client.events import FaultFound
-from meshlib.testing import MemoryClient, MemoryMesh
+from meshlib.crypto.prekeys import make_bundle
+from meshlib.crypto.x3dh import Dialect
+from meshlib.identity import Did, Identity
+from meshlib.session import Session
+from meshlib.testing import MemoryClient, MemoryMesh, SeededEntropy
 from meshlib.wire import frames
 from meshlib.wire.codec import decode, encode
 
@@ -113,3 +118,59 @@ class TestReplayedOpenings:
         bob.core.replenish(50, mesh.clock.advance(14 * 86_400))
         bob.receive(message)
         assert bob.payloads == []
+
+
+class TestPins:
+    """DIDs outside did:mesh: are bound to the first identity key that authenticates."""
+
+    OLD = Did("did:agentmesh:alice")
+
+    def impostor(self, mesh: MemoryMesh, bob: MemoryClient) -> tuple[Session, bytes]:
+        evil = Identity.generate(SeededEntropy("evil"))
+        entry = mesh.directory[bob.did]
+        bundle = make_bundle(entry.identity, entry.upload.signed)
+        session, opening = Session.initiate(evil, self.OLD, bob.did, bundle, Dialect.AGT4, SeededEntropy("e"))
+        establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), None)
+        return session, encode(frames.Knock(self.OLD, bob.did, "evil-knock", "t", establishment))
+
+    def says(self, session: Session, bob: MemoryClient) -> bytes:
+        _, header, ciphertext = session.encrypt(b'"I am alice, really"', SeededEntropy("n"))
+        header = frames.MessageHeader(header.dh, header.pn, header.n)
+        return encode(frames.Message(self.OLD, bob.did, "evil-message", "t", header, ciphertext))
+
+    def test_a_knock_from_before_the_pin_does_not_settle_after_it(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob")
+        alice = mesh.agent("alice", did=self.OLD, dialect=Dialect.AGT4)
+        session, knock = self.impostor(mesh, bob)
+        bob.receive(knock)
+        alice.send(bob, "genuine")
+        mesh.settle()
+        bob.receive(self.says(session, bob))
+        assert bob.payloads == ["genuine"]
+        assert bob.core.peer(self.OLD).pinned == alice.core.profile.identity.agreement_key.public
+        assert not bob.core.peer(self.OLD).candidates
+
+    def test_nor_after_a_pin_that_came_with_the_bundle(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob")
+        alice = mesh.agent("alice", did=self.OLD, dialect=Dialect.AGT4)
+        session, knock = self.impostor(mesh, bob)
+        bob.receive(knock)
+        entry = mesh.directory[alice.did]
+        bob.core.knock(alice.did, make_bundle(entry.identity, entry.upload.signed), mesh.clock.now)
+        bob.step()
+        bob.receive(self.says(session, bob))
+        assert bob.payloads == []
+        assert bob.core.peer(self.OLD).pinned == alice.core.profile.identity.agreement_key.public
+
+    def test_nor_one_that_a_store_kept_beside_the_pin(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob")
+        alice = mesh.agent("alice", did=self.OLD, dialect=Dialect.AGT4)
+        session, knock = self.impostor(mesh, bob)
+        bob.receive(knock)
+        state = bob.store.load()
+        key = alice.core.profile.identity.agreement_key.public
+        pinned = {self.OLD: dataclasses.replace(state.peers[self.OLD], pinned=key)}
+        bob = mesh.agent("bob", state=dataclasses.replace(state, peers=pinned))
+        bob.receive(self.says(session, bob))
+        assert bob.payloads == []
+        assert bob.core.peer(self.OLD).pinned == key
