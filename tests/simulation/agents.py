@@ -122,7 +122,6 @@ class ClientProcess(Process):
         self._connected_at = 0.0
         self._registered = False
         self._wake_at = float("inf")
-        self._unread: list[bytes] = []
         self._app_due = False
 
     def start(self) -> None:
@@ -150,6 +149,7 @@ class ClientProcess(Process):
 
     def close_session(self, peer: Agent) -> None:
         """Forget the sessions with a peer."""
+        self.ledger.excused |= {(self.agent.did, peer.did), (peer.did, self.agent.did)}
         self.core.close_session(peer.did)
         self._step()
 
@@ -173,9 +173,10 @@ class ClientProcess(Process):
             return
         self.point("before confirming")
         if self.core.confirm(message.sender, message.id):
+            if self.core.overflowed and self.core.inbox_has_room and self.socket is not None:
+                self.socket.cut()  # the relay offers what was passed over on the next connection
             self._step()
             self.ledger.confirmed(self.agent.did, message.sender, message.id)
-        self._read()
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
@@ -211,6 +212,7 @@ class ClientProcess(Process):
         if not writes or self.socket is None:
             return
         for raw in writes:
+            self.ledger.wrote(self.agent, raw)
             self.socket.carry("up", raw)
             self.point("sending")
         self.core.sent()
@@ -258,14 +260,7 @@ class ClientProcess(Process):
     def hear(self, socket: Socket, raw: bytes) -> None:
         """A frame has come."""
         if socket is self.socket:
-            self._unread.append(raw)
-            self._read()
-
-    def _read(self) -> None:
-        if self._unread and not self.core.inbox_full:
-            unread, self._unread = self._unread, []
-            for raw in unread:
-                self.core.receive(raw, self.now())
+            self.core.receive(raw, self.now())
             self.point("received")
             self._step()
 
@@ -274,7 +269,6 @@ class ClientProcess(Process):
         if socket is not self.socket:
             return
         self.socket = None
-        self._unread.clear()
         self.core.closed(code, reason)
         if self.net.now - self._connected_at >= self._backoff.stable_after:
             self._ceiling = self._backoff.first
@@ -365,15 +359,23 @@ class ClientProcess(Process):
         self.after(HOUSEKEEPING, self._housekeeping)
 
     def _fetch(self, did: Did) -> None:
+        registered = False
+
+        def known(answer: wire.Answer) -> None:
+            nonlocal registered
+            wire.read_agent(answer, did)
+            registered = True
+            self._call(lambda _: wire.fetch_prekeys(did), fetched, failed)
+
         def fetched(answer: wire.Answer) -> None:
-            bundle = wire.read_bundle(answer, did).checked(did)
-            self.core.bundle(did, bundle, self.now())
+            self.core.bundle(did, wire.read_bundle(answer, did).checked(did), self.now())
             self._step()
 
         def failed(error: MeshError) -> None:
+            absent = isinstance(error, AgentNotFound)
             refused = isinstance(error, RegistryRefused) and 400 <= error.status < 500 and error.status != 429
-            final = refused or isinstance(error, AgentNotFound | PeerError)
+            final = not registered if absent else refused or isinstance(error, PeerError)
             self.core.no_bundle(did, error, self.now(), final=final)
             self._step()
 
-        self._call(lambda _: wire.fetch_prekeys(did), fetched, failed)
+        self._call(lambda _: wire.get_agent(did), known, failed)

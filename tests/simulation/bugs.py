@@ -1,17 +1,222 @@
-"""Deliberate bugs."""
+"""Deliberate bugs, built in by subclassing, to show that the simulation finds what it is there to find.
 
-from dataclasses import dataclass
+Each is a mistake somebody has made (PITFALLS) or could make tomorrow. ``within`` says how many seeds may pass until it
+is found, ``rule`` which promise it is caught breaking; ``start`` is the first seed tried.
+"""
 
+from dataclasses import dataclass, replace
+
+from mesh_relay.core import Link, RelayCore
+
+from meshlib.client.core import ClientCore
+from meshlib.client.events import DeliveryState, Event, Received
+from meshlib.client.peers import Peer
+from meshlib.clock import Instant
+from meshlib.errors import PeerError
+from meshlib.store.protocol import Changes, SavedState
+from meshlib.wire import frames
+from tests.simulation.agents import ClientProcess, Disk
 from tests.simulation.world import Parts
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A mistake, built into the cores by subclassing."""
+    """A mistake and what becomes of it."""
 
     about: str
     parts: Parts
+    rule: str
     within: int
 
 
-BUGS: dict[str, Bug] = {}
+class _AcksBeforeSaving(ClientProcess):
+    def _save_and_send(self, changes: Changes, writes: list[bytes], events: list[Event]) -> None:
+        acks = [raw for raw in writes if b'"type":"ack"' in raw]
+        self._send(acks)
+        self._save(changes, events)
+        self.point("saved, not sent")
+        self._send([raw for raw in writes if raw not in acks])
+
+
+class _SendsBeforeSaving(ClientProcess):
+    def _save_and_send(self, changes: Changes, writes: list[bytes], events: list[Event]) -> None:
+        self._send(writes)
+        self._save(changes, events)
+
+
+class _HandsOverBeforeSaving(ClientProcess):
+    def _application(self) -> None:
+        self._app_due = False
+        for message in self.core.messages():
+            self.ledger.handed(self.agent, message)
+            self.after(0.05, self._handled, message)
+        self._step()
+
+
+class _SpendsTheKeyAtTheKnock(ClientCore):
+    def _knock(self, frame: frames.Knock, now: Instant) -> None:
+        super()._knock(frame, now)
+        establishment = frame.establishment
+        if isinstance(establishment, frames.Establishment) and establishment.otk is not None:
+            self.keyring.spend(establishment.otk)
+            self._changes.one_time_prekeys[establishment.otk] = None
+
+
+class _EndsTheSessionOnGarbage(ClientCore):
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
+        failure = super()._open(peer, frame, now)
+        known = self.peer(peer.did)
+        if failure is not None and known.strands:
+            self._keep_peer(replace(known, strands=known.strands[1:]))
+        return failure
+
+
+class _MutatesBeforeVerifying(ClientCore):
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
+        failure = super()._open(peer, frame, now)
+        known = self.peer(peer.did)
+        if failure is not None and known.strands:
+            strand = known.strands[0]
+            state = strand.session.state
+            chain = getattr(state, "receiving", None)
+            if chain is not None:  # what the forged number skipped is gone
+                spoilt = state._replace(receiving=chain._replace(n=chain.n + 1))  # type: ignore[union-attr]
+                session = replace(strand.session, state=spoilt)
+                self._keep_peer(replace(known, strands=(replace(strand, session=session), *known.strands[1:])))
+        return failure
+
+
+class _PrefersItsOwnSession(ClientCore):
+    def _keep_peer(self, peer: Peer) -> None:
+        ours = [strand for strand in peer.strands if strand.session.initiator == self.profile.did and not strand.mute]
+        if ours:
+            rest = tuple(strand for strand in peer.strands if strand is not ours[0])
+            peer = replace(peer, strands=(ours[0], *rest))
+        super()._keep_peer(peer)
+
+
+class _DropsTheOutboxWhenRelayed(ClientCore):
+    def sent(self) -> None:
+        super().sent()
+        for did in self.outbox.peers():
+            for outgoing in self.outbox.of(did):
+                if outgoing.state is not DeliveryState.QUEUED:
+                    self.outbox.drop(outgoing.id)
+
+
+class _TakesAnyReject(ClientCore):
+    def _knock_reject(self, frame: frames.KnockReject, now: Instant) -> None:
+        for did in self.outbox.peers():
+            if did == frame.sender:
+                self._refuse_all(did, "somebody said no")
+
+
+class _TakesPlaintext(ClientCore):
+    def _is_plaintext(self, peer: Peer) -> bool:
+        return peer.did in self.profile.plaintext_peers
+
+
+class _HandsOverBackwards(ClientCore):
+    def messages(self) -> list[Received]:
+        return super().messages()[::-1]
+
+
+class _IgnoresItsOutboxBound(ClientCore):
+    def send(self, *arguments: object, **more: object) -> object:  # type: ignore[override]
+        self.outbox._limit = 1 << 30
+        return super().send(*arguments, **more)  # type: ignore[arg-type]
+
+
+class _ForgetsSeen(Disk):
+    def load(self) -> SavedState:
+        return replace(super().load(), seen=(), inbox=())
+
+
+class _ForgetsSpentEphemerals(Disk):
+    def load(self) -> SavedState:
+        return replace(super().load(), spent_ephemerals=())
+
+
+class _ForgetsWhoWasVerified(Disk):
+    def load(self) -> SavedState:
+        state = super().load()
+        return replace(state, peers={did: replace(peer, verified=False) for did, peer in state.peers.items()})
+
+
+class _StartsKeyIdsAgain(Disk):
+    def load(self) -> SavedState:
+        return replace(super().load(), next_prekey_id=1_000)
+
+
+class _LosesSessions(Disk):
+    def load(self) -> SavedState:
+        return replace(super().load(), peers={})
+
+
+class _DropsWhatItPushed(RelayCore):
+    def _push(self, receiver, entry, payload):  # type: ignore[no-untyped-def]
+        super()._push(receiver, entry, payload)
+        if self._find(entry.mailbox, entry.id, entry.sender) is entry:
+            self._forget(entry)
+            self._delivered(entry)
+
+
+class _ForgetsOnTheWayOut(RelayCore):
+    def lost(self, link: Link) -> None:
+        mailbox = link.binding.mailbox if link.binding is not None else None
+        super().lost(link)
+        for entry in list(mailbox.awaiting.values()) if mailbox is not None else ():
+            self._forget(entry)
+            self._remove(entry)
+
+
+BUGS: dict[str, Bug] = {
+    "ack-before-save": Bug(
+        "acks leave before the message is saved", Parts(shell=_AcksBeforeSaving), "false receipt", 400
+    ),
+    "send-before-save": Bug(
+        "frames leave before the ratchet is saved", Parts(shell=_SendsBeforeSaving), "key used twice", 400
+    ),
+    "hand-over-before-save": Bug(
+        "the application sees what is not marked as seen", Parts(shell=_HandsOverBeforeSaving), "handed over twice", 400
+    ),
+    "spend-key-at-knock": Bug(
+        "the one-time key dies with the knock", Parts(client=_SpendsTheKeyAtTheKnock), "one-time key", 20
+    ),
+    "garbage-ends-session": Bug(
+        "a frame that cannot be read ends the session", Parts(client=_EndsTheSessionOnGarbage), "unreadable", 200
+    ),
+    "mutate-before-verify": Bug(
+        "the ratchet moves before the message authenticates", Parts(client=_MutatesBeforeVerifying), "unreadable", 200
+    ),
+    "swapped-tie-break": Bug(
+        "of two crossing sessions each side prefers its own", Parts(client=_PrefersItsOwnSession), "two sessions", 100
+    ),
+    "drop-when-relayed": Bug(
+        "the outbox lets go of what was written", Parts(client=_DropsTheOutboxWhenRelayed), "lost silently", 20
+    ),
+    "any-reject": Bug("a reject with an invented knock id is believed", Parts(client=_TakesAnyReject), "refused", 400),
+    "plaintext-for-ever": Bug("plaintext of a verified peer is taken", Parts(client=_TakesPlaintext), "plaintext", 100),
+    "backwards": Bug("what came together is handed over backwards", Parts(client=_HandsOverBackwards), "order", 20),
+    "no-outbox-bound": Bug("the outbox grows without bound", Parts(client=_IgnoresItsOutboxBound), "memory", 100),
+    "seen-not-saved": Bug("ids seen are forgotten in a restart", Parts(disk=_ForgetsSeen), "handed over twice", 400),
+    "spent-not-saved": Bug(
+        "ephemeral keys of knocks are forgotten in a restart",
+        Parts(disk=_ForgetsSpentEphemerals),
+        "knock let in twice",
+        400,
+    ),
+    "verified-not-saved": Bug(
+        "who was verified is forgotten in a restart", Parts(disk=_ForgetsWhoWasVerified), "plaintext", 400
+    ),
+    "key-ids-again": Bug(
+        "ids of one-time keys start again in a restart", Parts(disk=_StartsKeyIdsAgain), "one-time key", 100
+    ),
+    "sessions-not-saved": Bug("sessions are forgotten in a restart", Parts(disk=_LosesSessions), "unreadable", 200),
+    "relay-drops-pushed": Bug(
+        "the relay takes pushed for delivered", Parts(relay=_DropsWhatItPushed), "false receipt", 20
+    ),
+    "relay-drops-on-close": Bug(
+        "the relay forgets what a closing socket did not ack", Parts(relay=_ForgetsOnTheWayOut), "lost", 400
+    ),
+}

@@ -33,6 +33,10 @@ class Happening(NamedTuple):
         return f"{self.at:7.2f}  {self.kind:<18} who={self.who} whom={self.whom} how={self.how}"
 
 
+STARTED = 6.0
+"""Seconds until all agents have registered; whom nobody knows yet, nobody can send to."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A whole run: its seed, how many agents take part, and what happens to them."""
@@ -72,7 +76,7 @@ def plan(seed: int) -> Plan:
 
 def _happening(chance: random.Random, duration: float, agents: int, kind: str) -> Happening:
     who, whom = chance.sample(range(agents), 2)
-    return Happening(round(chance.uniform(0, duration), 2), kind, who, whom, chance.randrange(1 << 20))
+    return Happening(round(chance.uniform(STARTED, duration), 2), kind, who, whom, chance.randrange(1 << 20))
 
 
 def carry_out(world: "World", happening: Happening) -> None:
@@ -219,6 +223,7 @@ def _roll_back_registry(world: "World", who: "Agent", whom: "Agent", how: int) -
     if how % 2:
         world.registry.copy_disk()
     elif world.registry.roll_back():
+        world.ledger.refusable = True
         world.net.faults["registry rolled back"] += 1
 
 

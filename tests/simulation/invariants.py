@@ -1,7 +1,10 @@
 """What must be true: the bookkeeper of a run, who sees everything and whom no process can reach.
 
 Checked at every step: nothing is handed over twice, in order, nothing is called delivered that is not, nothing leaves
-the outbox in silence, one-time keys open one session, plaintext ends with the first authentic message, bounds hold.
+the outbox in silence, nothing is refused or called unreadable without a cause, a message key seals one message, a
+one-time key opens one session and goes with it, a knock is let in once, plaintext ends with the first authentic
+message, bounds hold.
+
 Checked at the end: every accepted message was delivered or reported, both sides send on the same session, all queues
 are empty.
 """
@@ -16,7 +19,9 @@ from meshlib.crypto.x3dh import Opening
 from meshlib.identity import Did
 from meshlib.session import Role
 from meshlib.store.protocol import Changes
+from meshlib.wire.codec import decode
 from meshlib.wire.encoding import MessageId
+from meshlib.wire.frames import Ack, Message
 
 if TYPE_CHECKING:
     from tests.simulation.agents import Agent
@@ -63,6 +68,10 @@ class Ledger:
     agents: "dict[Did, Agent]" = field(default_factory=dict)
     tampered: set[tuple[Did, Did]] = field(default_factory=set)
     """Pairs whose frames were bent on the way: their order is not promised."""
+    excused: set[tuple[Did, Did]] = field(default_factory=set)
+    """Pairs that lost sessions on purpose: what was sent on them cannot be read."""
+    refusable: bool = False
+    """The registry has forgotten agents: what is meant for them may be refused."""
     redelivered: int = 0
     plaintexts: int = 0
     events: list[str] = field(default_factory=list)
@@ -73,6 +82,9 @@ class Ledger:
     _count: dict[tuple[Did, Did], int] = field(default_factory=dict)
     _openings: dict[bytes, Opening] = field(default_factory=dict)
     _opened: dict[tuple[Did, int], set[bytes]] = field(default_factory=dict)
+    _made: dict[tuple[Did, int], bytes] = field(default_factory=dict)
+    _settled: set[tuple[Did, bytes]] = field(default_factory=set)
+    _sealed: dict[tuple[Did, bytes, int], bytes] = field(default_factory=dict)
 
     # --- at every step -----------------------------------------------------------------------------------------------
 
@@ -106,33 +118,65 @@ class Ledger:
                 self._verified.add((agent.did, did))
             for candidate in peer.candidates:
                 self._openings.update((session.id, candidate.opening) for session in candidate.sessions)
+                if (agent.did, bytes(candidate.opening.ek)) in self._settled:
+                    raise Violation("knock let in twice", f"{agent.name} took a replayed knock of {self.names[did]}")
             for strand in peer.strands:
-                self._one_time_key(agent, did, strand.session.id, strand.session.role)
+                if strand.session.role is Role.RESPONDER:
+                    self._settle(agent, strand.session.id)
             if (
                 len(peer.strands) > core.limits.sessions_per_peer
                 or len(peer.candidates) > core.limits.candidates_per_peer
             ):
                 raise Violation("memory", f"{agent.name} keeps too many sessions")
+        for key_id, key in changes.one_time_prekeys.items():
+            if key is None:
+                room = len(core.keyring.one_time) < core.keyring.policy.held - core.keyring.policy.one_time
+                if room and (agent.did, key_id) not in self._opened:
+                    raise Violation("one-time key", f"{agent.name} dropped one before a message authenticated with it")
+            elif self._made.setdefault((agent.did, key_id), bytes(key.public)) != bytes(key.public):
+                raise Violation("one-time key", f"{agent.name} gave two keys the same id")
         self._bounds(agent, core)
 
     def _delivery(self, agent: "Agent", event: DeliveryChanged) -> None:
         offer = self.offers[event.id]
         if event.state in _GIVEN_UP:
             offer.reported = event.state
+            pair = offer.sender, offer.recipient
+            if event.state is DeliveryState.REFUSED and not self.refusable and pair not in self.tampered:
+                raise Violation("refused", f"{offer.payload} was refused, which nobody wanted: {event.detail}")
         elif event.state is DeliveryState.DELIVERED:
             offer.said_delivered = True
             recipient = self.agents[offer.recipient]
             if (agent.did, event.id) not in recipient.disk.load().seen:
                 raise Violation("false receipt", f"{offer.payload} is called delivered and is not")
 
-    def _one_time_key(self, agent: "Agent", did: Did, session: bytes, role: Role) -> None:
+    def _settle(self, agent: "Agent", session: bytes) -> None:
         opening = self._openings.get(session)
-        if role is Role.INITIATOR or opening is None or opening.one_time_key_id is None:
+        if opening is None:
+            return
+        self._settled.add((agent.did, bytes(opening.ek)))
+        if opening.one_time_key_id is None:
             return
         used = self._opened.setdefault((agent.did, opening.one_time_key_id), set())
         used.add(session)
         if len(used) > 1:
             raise Violation("one-time key", f"{agent.name} opened {len(used)} sessions with one")
+
+    def wrote(self, agent: "Agent", raw: bytes) -> None:
+        """A frame is on an agent's socket."""
+        if b'"ciphertext"' in raw:
+            frame = decode(raw)
+            assert isinstance(frame, Message)
+            key = agent.did, bytes(frame.header.dh), frame.header.n
+            if self._sealed.setdefault(key, frame.ciphertext) != frame.ciphertext:
+                raise Violation("key used twice", f"{agent.name} sealed two messages with the same key")
+        elif b'"unread"' in raw:
+            frame = decode(raw)
+            assert isinstance(frame, Ack)
+            offer = self.offers.get(frame.id)
+            pair = (offer.sender, offer.recipient) if offer else None
+            if offer and frame.unread and pair not in self.tampered and pair not in self.excused:
+                raise Violation("unreadable", f"{agent.name} cannot read {offer.payload}, though nothing was lost")
 
     def _bounds(self, agent: "Agent", core: ClientCore) -> None:
         limits = core.limits
