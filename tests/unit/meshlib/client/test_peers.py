@@ -14,6 +14,7 @@ from meshlib.wire.encoding import MessageId
 
 ALICE, BOB = Did("did:mesh:" + "a" * 32), Did("did:mesh:" + "b" * 32)
 HEADER = Header(bytes(32), 0, 0)
+OPENING = SimpleNamespace(ik=bytes(32), one_time_key_id=None)
 
 
 def session(name, initiator=ALICE, *, can_send=True, matches=False):
@@ -85,7 +86,7 @@ def test_hearing_an_other_session_promotes_it():
 def test_crossing_sessions_settle_on_the_one_of_the_smaller_did(me, them, order):
     made = {"ours": session("ours", me), "theirs": session("theirs", them)}
     peer = Peer(them).opened_by_us(made["ours"], MessageId("k"), b"knock", 4)
-    peer = peer.knocked(MessageId("k2"), SimpleNamespace(), (made["theirs"],), 4)
+    peer = peer.knocked(MessageId("k2"), OPENING, (made["theirs"],), 4)
     for name in order:
         candidate = peer.candidates[0] if name == "theirs" else None
         peer = peer.heard(made[name], candidate, 4)
@@ -99,7 +100,7 @@ def test_crossing_sessions_settle_on_the_one_of_the_smaller_did(me, them, order)
 def test_a_peer_that_ignores_our_session_is_followed():
     peer = Peer(BOB).opened_by_us(session("ours", ALICE), MessageId("k"), b"knock", 4)
     theirs = session("theirs", BOB)
-    peer = peer.knocked(MessageId("k2"), SimpleNamespace(), (theirs,), 4)
+    peer = peer.knocked(MessageId("k2"), OPENING, (theirs,), 4)
     peer = peer.heard(theirs, peer.candidates[0], 4)
     assert names(peer)[0] == "theirs"
 
@@ -107,7 +108,7 @@ def test_a_peer_that_ignores_our_session_is_followed():
 def test_a_restarted_peer_wins_over_a_session_it_forgot():
     peer = Peer(BOB, strands=(Strand(session("forgotten", ALICE), 0, heard=True),), counter=1)
     fresh = session("fresh", BOB)
-    peer = peer.knocked(MessageId("k2"), SimpleNamespace(), (fresh,), 4)
+    peer = peer.knocked(MessageId("k2"), OPENING, (fresh,), 4)
     peer = peer.heard(fresh, peer.candidates[0], 4)
     assert names(peer) == ["fresh", "forgotten"]
 
@@ -116,7 +117,7 @@ def test_sessions_and_candidates_are_bounded():
     peer = Peer(BOB)
     for number in range(10):
         peer = peer.opened_by_us(session(f"s{number}"), MessageId("k"), b"knock", 4)
-        peer = peer.knocked(MessageId(f"k{number}"), SimpleNamespace(), (), 3)
+        peer = peer.knocked(MessageId(f"k{number}"), OPENING, (), 3)
     assert names(peer) == ["s9", "s8", "s7", "s6"]
     assert [candidate.knock_id for candidate in peer.candidates] == ["k9", "k8", "k7"]
 
@@ -131,7 +132,7 @@ def test_a_reject_drops_only_what_was_never_heard():
 def test_the_likeliest_session_is_tried_first_and_every_one_is_tried():
     strands = (Strand(session("no"), 1), Strand(session("yes", matches=True), 0))
     peer = Peer(BOB, strands=strands, counter=2)
-    peer = peer.knocked(MessageId("k"), SimpleNamespace(), (session("new"),), 4)
+    peer = peer.knocked(MessageId("k"), OPENING, (session("new"),), 4)
     tried = [(one.id.decode(), candidate is not None) for one, candidate in peer.attempts(HEADER)]
     assert tried == [("yes", False), ("new", True), ("no", False)]
 
