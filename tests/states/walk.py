@@ -345,7 +345,19 @@ class _Name(str):
 
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
-_SKIPPED = {"_entropy", "profile", "identity", "policy", "limits", "_limits", "_timeouts", "_events", "now", "ts"}
+_SKIPPED = {
+    "_entropy",
+    "lives",
+    "profile",
+    "identity",
+    "policy",
+    "limits",
+    "_limits",
+    "_timeouts",
+    "_events",
+    "now",
+    "ts",
+}
 _CACHED = {Peer, Strand, Candidate, Session, Outgoing, Incoming, Outcome, OneTimePrekey, DatedPrekey}
 """Values without a deadline in them."""
 _LONG_AGO = 1e8
