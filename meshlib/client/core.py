@@ -167,7 +167,7 @@ class ClientCore:
         self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
         self.held = HeldMessages(limits)
         self._spent: OrderedDict[bytes, None] = OrderedDict.fromkeys(state.spent_ephemerals)
-        self._asked: dict[MessageId, _Asked] = {}
+        self._asked: dict[tuple[Did, MessageId], _Asked] = {}
         self._fetches: list[Did] = []
         self._retry_fetch: dict[Did, float] = {}
         self._hints: dict[Did, Dialect] = {}
@@ -259,9 +259,12 @@ class ClientCore:
         """What is known of a peer."""
         return self._peers.get(did) or Peer(did)
 
-    def open_questions(self) -> list[MessageId]:
-        """Knocks that wait for :meth:`answer_knock`, oldest first."""
+    def open_questions(self) -> list[tuple[Did, MessageId]]:
+        """Senders and ids of knocks that wait for :meth:`answer_knock`, oldest first."""
         return list(self._asked)
+
+    def _is_asked(self, sender: Did) -> bool:
+        return any(peer == sender for peer, _ in self._asked)
 
     def speaks_plaintext_with(self, did: Did) -> bool:
         """Whether frames to and from a peer are unencrypted: it is on our list and was never verified."""
@@ -346,8 +349,8 @@ class ClientCore:
         for did in [did for did, due in self._retry_fetch.items() if due <= now.monotonic]:
             del self._retry_fetch[did]
             self._fetches.append(did)
-        for knock in [knock for knock, asked in self._asked.items() if asked.until <= now.monotonic]:
-            self.answer_knock(knock, accept=False, now=now)
+        for sender, knock in [key for key, asked in self._asked.items() if asked.until <= now.monotonic]:
+            self.answer_knock(sender, knock, accept=False, now=now)
         self._expire_held(now)
 
     def heartbeat(self, now: Instant) -> None:
@@ -556,8 +559,8 @@ class ClientCore:
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
         match frame:
-            case frames.Message() | frames.PlaintextMessage() if (
-                self.overflowed or (self.inbox.full and "receipts" in self.features)
+            case frames.Message() | frames.PlaintextMessage() if self.overflowed or (
+                self.inbox.full and "receipts" in self.features
             ):
                 # Not touched at all, nor is what follows it: the relay offers all of it again on the next connection.
                 self.overflowed = True
@@ -591,7 +594,7 @@ class ClientCore:
         sender = _did_or_none(error.sender)
         self._events.append(FaultFound(kind, str(error), sender, error.id))
         if sender is not None and error.id and error.frame_type in ("message", "knock", "knock_accept", "knock_reject"):
-            self._ack(error.id, unread=True)
+            self._ack(error.id, sender, unread=True)
 
     def _message(self, frame: frames.Message, now: Instant) -> None:
         sender = _did_or_none(frame.sender)
@@ -604,17 +607,17 @@ class ClientCore:
         failure = self._open(peer, frame, now)
         if failure is None:
             return
-        asked = any(one.knock.sender == sender for one in self._asked.values())
+        asked = self._is_asked(sender)
         known = bool(peer.strands or peer.candidates)
         if known and not asked:
             self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
         if type(failure) is not NotAuthentic:
-            self._ack(frame.id, unread=True)
+            self._ack(frame.id, sender, unread=True)
             return
         # No session reads it, but a knock that is on its way may explain it.
         reported = known and not asked
         for dropped in self.held.hold(sender, frame, now.monotonic, considered=asked, reported=reported):
-            self._give_up(sender, dropped)
+            self._give_up(dropped)
 
     def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
@@ -630,7 +633,7 @@ class ClientCore:
             except Replayed as error:
                 # Its number was used under another id: by a relay that relabels, or by a peer that was restored from a
                 # backup and does not know. Only in the second case does somebody hear that it was not read.
-                self._ack(frame.id, unread=True)
+                self._ack(frame.id, peer.did, unread=True)
                 self._events.append(FaultFound("replay", str(error), peer.did, frame.id))
                 return None
             except PeerError as error:
@@ -666,19 +669,19 @@ class ClientCore:
         try:
             decode_payload(incoming.payload)
         except MalformedFrame as error:
-            self._ack(incoming.id)
+            self._ack(incoming.id, incoming.sender)
             self._events.append(FaultFound("payload", str(error), incoming.sender, incoming.id))
             return
         self.inbox.put(incoming)
         if self.profile.ack_when_saved:
-            self._ack(incoming.id)
+            self._ack(incoming.id, incoming.sender)
 
     def confirm(self, sender: Did, message: MessageId) -> bool:
         """The application has dealt with a message. Returns whether it was waiting for that."""
         if not self.inbox.confirm(sender, message):
             return False
         if not self.profile.ack_when_saved:
-            self._ack(message)
+            self._ack(message, sender)
         return True
 
     def return_unconfirmed(self, sender: Did, message: MessageId) -> None:
@@ -691,7 +694,7 @@ class ClientCore:
         if not self.inbox.has_seen(sender, known):
             return False
         if self.profile.ack_when_saved or not self.inbox.holds(sender, known):
-            self._ack(message)
+            self._ack(message, sender)
         return True
 
     def _plaintext(self, frame: frames.PlaintextMessage) -> None:
@@ -706,7 +709,7 @@ class ClientCore:
         try:
             payload = encode_payload(decode_plaintext_payload(frame.text))
         except (MalformedFrame, InvalidValue) as error:
-            self._ack(frame.id)
+            self._ack(frame.id, sender)
             self._events.append(FaultFound("payload", str(error), sender, frame.id))
             return
         self._take(Incoming(sender, MessageId(frame.id), payload, encrypted=False))
@@ -714,11 +717,13 @@ class ClientCore:
     # --- knocks ------------------------------------------------------------------------------------------------------
 
     def _knock(self, frame: frames.Knock, now: Instant) -> None:
-        self._ack(frame.id)
+        self._ack(frame.id, frame.sender)
         sender = _did_or_none(frame.sender)
         if sender is None or sender == self.profile.did:
             self._events.append(FaultFound("knock", "a knock without a usable sender", None, frame.id))
             return
+        if (sender, MessageId(frame.id)) in self._asked:
+            return  # the policy thinks about it
         establishment = frame.establishment
         if isinstance(establishment, frames.Unusable):
             self._refuse_knock(frame, sender, establishment.reason, now)
@@ -744,9 +749,7 @@ class ClientCore:
         self._events.append(KnockReceived(sender, MessageId(frame.id), frame.intent))
         asked = _Asked(frame, opening, sessions, now.monotonic + self._timeouts.policy)
         if self.profile.ask_before_accepting:
-            self._asked[MessageId(frame.id)] = asked
-            while len(self._asked) > self.limits.held_peers:
-                self._asked.pop(next(iter(self._asked)))
+            self._ask(asked, sender, now)
         else:
             self._accept_knock(asked, sender, now)
 
@@ -816,17 +819,37 @@ class ClientCore:
         self._keep_peer(replace(peer, candidates=tuple(kept)))
         return self._peers[sender]
 
-    def answer_knock(self, knock: MessageId, *, accept: bool, now: Instant) -> None:
-        """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`."""
-        asked = self._asked.pop(knock, None)
+    def _ask(self, asked: _Asked, sender: Did, now: Instant) -> None:
+        """Let a knock wait for the policy. The oldest make room: of the same sender first, so that none uses it up."""
+        # A sender chooses its ids freely; with the sender in the key none answers for another.
+        self._asked[sender, MessageId(asked.knock.id)] = asked
+        own = [key for key in self._asked if key[0] == sender]
+        for key in own[: -self.limits.questions_per_peer]:
+            self._unasked(key, now, frames.UNKNOWN_PREKEY)
+        while len(self._asked) > self.limits.held_peers:
+            self._unasked(next(iter(self._asked)), now, frames.UNKNOWN_PREKEY)
+
+    def _unasked(self, key: tuple[Did, MessageId], now: Instant, why: str) -> None:
+        """Reject a knock that waits, and let go of the messages that nothing can explain any more."""
+        sender = key[0]
+        self._write(self._reject_frame(self._asked.pop(key).knock, sender, now, why))
+        if not self._is_asked(sender):
+            for held in self.held.release(sender):
+                self._ack(held.frame.id, unread=True)
+
+    def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:
+        """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`: its ``peer`` and ``knock_id``.
+
+        Nothing happens if it does not wait any more.
+        """
+        asked = self._asked.get((sender, knock))
         if asked is None:
             return
-        sender = parse_did(asked.knock.sender)
         if accept:
+            del self._asked[sender, knock]
             self._accept_knock(asked, sender, now)
-            return
-        self.held.release(sender)
-        self._write(self._reject_frame(asked.knock, sender, now, frames.POLICY))
+        else:
+            self._unasked((sender, knock), now, frames.POLICY)
 
     def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
         if asked.opening is not None:
@@ -843,8 +866,13 @@ class ClientCore:
             for held in self.held.release(sender):
                 if not self._is_duplicate(sender, held.frame.id):
                     failure = self._open(self._revived(sender), held.frame, now)
-                    if failure is not None:
-                        self._give_up(sender, held, str(failure))
+                    if failure is None:
+                        continue
+                    if self._is_asked(sender):  # the other knock may explain it
+                        for dropped in self.held.hold(sender, held.frame, now.monotonic, considered=True):
+                            self._give_up(dropped)
+                    else:
+                        self._give_up(held, str(failure))
 
     def _refuse_knock(
         self, frame: frames.Knock, sender: Did, detail: str, now: Instant, remedy: str | None = None
@@ -865,7 +893,7 @@ class ClientCore:
         return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", stamp, detail)
 
     def _knock_accept(self, frame: frames.KnockAccept) -> None:
-        self._ack(frame.id)
+        self._ack(frame.id, frame.sender)
         sender = _did_or_none(frame.sender)
         if sender is None:
             return
@@ -875,7 +903,7 @@ class ClientCore:
             self._events.append(KnockAccepted(sender))
 
     def _knock_reject(self, frame: frames.KnockReject, now: Instant) -> None:
-        self._ack(frame.id)
+        self._ack(frame.id, frame.sender)
         sender = _did_or_none(frame.sender)
         if sender is None:
             return
@@ -920,12 +948,12 @@ class ClientCore:
     def _expire_held(self, now: Instant) -> None:
         for sender, lost in self.held.expire(now.monotonic).items():
             for held in lost:
-                self._ack(held.frame.id, unread=True)
+                self._ack(held.frame.id, sender, unread=True)
             self._events.append(SessionLost(sender, f"{len(lost)} messages came that no session and no knock explains"))
 
     def _give_up(self, sender: Did, held: Held, detail: str = "no session reads the message") -> None:
         """A message nothing will ever read: say so, here and to its sender."""
-        self._ack(held.frame.id, unread=True)
+        self._ack(held.frame.id, sender, unread=True)
         if not held.reported:
             self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))
 
@@ -998,9 +1026,12 @@ class ClientCore:
     def _write(self, frame: frames.Frame) -> None:
         self._writes.append(encode(frame))
 
-    def _ack(self, message: str, *, unread: bool = False) -> None:
-        if self.link is not Link.DOWN:
-            self._write(frames.Ack(MessageId(message), unread))
+    def _ack(self, message: str, sender: str, *, unread: bool = False) -> None:
+        if self.link is Link.DOWN or not message:
+            return
+        # Ids are their senders' choice: ours says whose frame it means, where the relay understands.
+        whose = sender if "receipts" in self.features else None
+        self._write(frames.Ack(MessageId(message), unread, whose))
 
     def _keep_peer(self, peer: Peer) -> None:
         known = peer.did in self._peers

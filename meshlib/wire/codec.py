@@ -168,8 +168,9 @@ def _write_plaintext(frame: PlaintextMessage) -> str:
 
 
 def _write_ack(frame: Ack) -> str:
+    whose = "" if frame.sender is None else f',"from":{js_string(frame.sender)}'
     unread = ',"unread":true' if frame.unread else ""
-    return f'{{"v":1,"type":"ack","id":{js_string(frame.id)}{unread}}}'
+    return f'{{"v":1,"type":"ack","id":{js_string(frame.id)}{whose}{unread}}}'
 
 
 def _write_pending(frame: PendingMessages) -> str:
@@ -498,7 +499,8 @@ def _read_header(value: object) -> MessageHeader:
 
 
 def _read_ack(members: _Members) -> Ack:
-    return Ack(members.text("id", MAX_ID), members.raw("unread") is True)
+    sender = members.text_or_empty("from", MAX_NAME) or None
+    return Ack(members.text("id", MAX_ID), members.raw("unread") is True, sender)
 
 
 def _read_pending(members: _Members) -> PendingMessages:

@@ -147,11 +147,13 @@ class PlaintextMessage(Struct, frozen=True):
 class Ack(Struct, frozen=True):
     """The recipient has a stored frame in safe hands; the relay may forget it.
 
-    ``unread``, an extension, says that it is of no use to the recipient: no session reads it.
+    ``unread``, an extension, says that it is of no use to the recipient: no session reads it. ``sender``, another one,
+    says whose frame is meant, because two senders may use one id.
     """
 
     id: str
     unread: bool = False
+    sender: str | None = None
 
 
 class PendingMessages(Struct, frozen=True):

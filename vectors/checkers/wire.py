@@ -339,7 +339,7 @@ def _receipt_frame(_group: Group, test: Test, _profile: str) -> None:
 
 
 def _unread_ack(_group: Group, test: Test, _profile: str) -> None:
-    _decodes_to(test, lambda: Ack(test["id"], test["unread"]))
+    _decodes_to(test, lambda: Ack(test["id"], test["unread"], test["from"]))
 
 
 def _knock_reject_detail(_group: Group, test: Test, _profile: str) -> None:

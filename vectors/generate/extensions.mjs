@@ -216,10 +216,12 @@ function unreadAck() {
   const tests = [];
   for (const [comment, unread] of [["a frame no session reads", true], ["a frame that was read", false]]) {
     const id = uuid(`ack ${comment}`);
-    tests.push({
-      comment, id, unread, result: "valid",
-      frame: JSON.stringify({ v: 1, type: "ack", id, unread: unread || undefined }),
-    });
+    for (const from of [undefined, agent("ack sender").did]) {
+      tests.push({
+        comment: from ? `${comment}, and whose` : comment, id, from: from ?? null, unread, result: "valid",
+        frame: JSON.stringify({ v: 1, type: "ack", id, from, unread: unread || undefined }),
+      });
+    }
   }
   const id = uuid("ack invalid");
   for (const [comment, members, error] of [
