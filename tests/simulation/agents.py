@@ -25,7 +25,7 @@ from meshlib.errors import (
 )
 from meshlib.identity import Did, Identity
 from meshlib.store.memory import MemoryStore
-from meshlib.store.protocol import Changes
+from meshlib.store.protocol import Changes, SavedState
 from meshlib.testing import SeededEntropy
 from meshlib.wire import registry as wire
 from meshlib.wire.encoding import timestamp
@@ -52,6 +52,10 @@ class Disk(MemoryStore):
         super().__init__()
         self.full = 0
         """Saves that will fail."""
+
+    def boot(self) -> SavedState:
+        """What a process that starts finds here."""
+        return self.load()
 
     def save(self, changes: Changes) -> None:
         if self.full > 0:
@@ -109,7 +113,7 @@ class ClientProcess(Process):
         self.chance = self.net.random(f"{agent.name} {agent.boots}")
         self.core = agent.core_type(
             Profile(agent.identity, agent.did, plaintext_peers=agent.trusts, ack_when_saved=True),
-            agent.disk.load(),
+            agent.disk.boot(),
             SeededEntropy(f"{self.net.seed}/{agent.name}/{agent.boots}"),
             agent.limits,
             Timeouts(),
@@ -161,8 +165,11 @@ class ClientProcess(Process):
         self._step()  # that a message was handed over is saved before it is
         for message in arrived:
             self.point("before handing over")
-            self.ledger.handed(self.agent, message)
-            self.after(self.chance.choice((0.0, 0.05, 2.0)), self._handled, message)
+            self._hand_over(message)
+
+    def _hand_over(self, message: Received) -> None:
+        self.ledger.handed(self.agent, message)
+        self.after(self.chance.choice((0.0, 0.05, 2.0)), self._handled, message)
 
     def _handled(self, message: Received) -> None:
         if self.agent.failures > 0:
@@ -285,7 +292,7 @@ class ClientProcess(Process):
             return
         super().die()
         if self.socket is not None:
-            self.socket.cut()
+            self.socket.cut(written="up")
         self.agent.died()
 
     # --- the registry ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Deliberate bugs, built in by subclassing, to show that the simulation finds what it is there to find.
 
 Each is a mistake somebody has made (PITFALLS) or could make tomorrow. ``within`` says how many seeds may pass until it
-is found, ``rule`` which promise it is caught breaking; ``start`` is the first seed tried.
+is found, ``rule`` which promise it is caught breaking.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from meshlib.client.events import DeliveryState, Event, Received
 from meshlib.client.peers import Peer
 from meshlib.clock import Instant
 from meshlib.errors import PeerError
+from meshlib.session import Session
 from meshlib.store.protocol import Changes, SavedState
 from meshlib.wire import frames
 from tests.simulation.agents import ClientProcess, Disk
@@ -27,6 +28,8 @@ class Bug:
     parts: Parts
     rule: str
     within: int
+    focus: tuple[str, ...] = ()
+    """Kinds of faults the runs are made of; without, they are those of any seed."""
 
 
 class _AcksBeforeSaving(ClientProcess):
@@ -47,10 +50,12 @@ class _SendsBeforeSaving(ClientProcess):
 class _HandsOverBeforeSaving(ClientProcess):
     def _application(self) -> None:
         self._app_due = False
-        for message in self.core.messages():
-            self.ledger.handed(self.agent, message)
-            self.after(0.05, self._handled, message)
-        self._step()
+        arrived = self.core.messages()
+        for message in arrived:
+            self._hand_over(message)
+        self.point("handed over, not saved")
+        if arrived:
+            self._step()
 
 
 class _SpendsTheKeyAtTheKnock(ClientCore):
@@ -81,7 +86,7 @@ class _MutatesBeforeVerifying(ClientCore):
             chain = getattr(state, "receiving", None)
             if chain is not None:  # what the forged number skipped is gone
                 spoilt = state._replace(receiving=chain._replace(n=chain.n + 1))  # type: ignore[union-attr]
-                session = replace(strand.session, state=spoilt)
+                session = Session(strand.session.terms, strand.session.associated_data, spoilt)
                 self._keep_peer(replace(known, strands=(replace(strand, session=session), *known.strands[1:])))
         return failure
 
@@ -128,29 +133,29 @@ class _IgnoresItsOutboxBound(ClientCore):
 
 
 class _ForgetsSeen(Disk):
-    def load(self) -> SavedState:
-        return replace(super().load(), seen=(), inbox=())
+    def boot(self) -> SavedState:
+        return replace(super().boot(), seen=(), inbox=())
 
 
 class _ForgetsSpentEphemerals(Disk):
-    def load(self) -> SavedState:
-        return replace(super().load(), spent_ephemerals=())
+    def boot(self) -> SavedState:
+        return replace(super().boot(), spent_ephemerals=())
 
 
 class _ForgetsWhoWasVerified(Disk):
-    def load(self) -> SavedState:
-        state = super().load()
+    def boot(self) -> SavedState:
+        state = super().boot()
         return replace(state, peers={did: replace(peer, verified=False) for did, peer in state.peers.items()})
 
 
 class _StartsKeyIdsAgain(Disk):
-    def load(self) -> SavedState:
-        return replace(super().load(), next_prekey_id=1_000)
+    def boot(self) -> SavedState:
+        return replace(super().boot(), next_prekey_id=1_000)
 
 
 class _LosesSessions(Disk):
-    def load(self) -> SavedState:
-        return replace(super().load(), peers={})
+    def boot(self) -> SavedState:
+        return replace(super().boot(), peers={})
 
 
 class _DropsWhatItPushed(RelayCore):
@@ -171,52 +176,83 @@ class _ForgetsOnTheWayOut(RelayCore):
 
 
 BUGS: dict[str, Bug] = {
-    "ack-before-save": Bug(
-        "acks leave before the message is saved", Parts(shell=_AcksBeforeSaving), "false receipt", 400
+    "ack before save": Bug(
+        "acks leave before the message is saved", Parts(shell=_AcksBeforeSaving), "false receipt", 150, ("kill",)
     ),
-    "send-before-save": Bug(
-        "frames leave before the ratchet is saved", Parts(shell=_SendsBeforeSaving), "key used twice", 400
+    "send before save": Bug(
+        "frames leave before the ratchet is saved", Parts(shell=_SendsBeforeSaving), "key used twice", 80, ("kill",)
     ),
-    "hand-over-before-save": Bug(
-        "the application sees what is not marked as seen", Parts(shell=_HandsOverBeforeSaving), "handed over twice", 400
+    "hand over before save": Bug(
+        "the application gets what is not marked yet",
+        Parts(shell=_HandsOverBeforeSaving),
+        "handed over twice",
+        80,
+        ("kill",),
     ),
-    "spend-key-at-knock": Bug(
+    "spend key at knock": Bug(
         "the one-time key dies with the knock", Parts(client=_SpendsTheKeyAtTheKnock), "one-time key", 20
     ),
-    "garbage-ends-session": Bug(
-        "a frame that cannot be read ends the session", Parts(client=_EndsTheSessionOnGarbage), "unreadable", 200
+    "garbage ends session": Bug(
+        "a frame that cannot be read ends the session",
+        Parts(client=_EndsTheSessionOnGarbage),
+        "unreadable",
+        40,
+        ("message forged",),
     ),
-    "mutate-before-verify": Bug(
-        "the ratchet moves before the message authenticates", Parts(client=_MutatesBeforeVerifying), "unreadable", 200
+    "mutate before verify": Bug(
+        "the ratchet moves before the message authenticates",
+        Parts(client=_MutatesBeforeVerifying),
+        "unreadable",
+        40,
+        ("message forged",),
     ),
-    "swapped-tie-break": Bug(
-        "of two crossing sessions each side prefers its own", Parts(client=_PrefersItsOwnSession), "two sessions", 100
+    "swapped tie-break": Bug(
+        "of two crossing sessions each side prefers its own", Parts(client=_PrefersItsOwnSession), "two sessions", 20
     ),
-    "drop-when-relayed": Bug(
+    "drop when relayed": Bug(
         "the outbox lets go of what was written", Parts(client=_DropsTheOutboxWhenRelayed), "lost silently", 20
     ),
-    "any-reject": Bug("a reject with an invented knock id is believed", Parts(client=_TakesAnyReject), "refused", 400),
-    "plaintext-for-ever": Bug("plaintext of a verified peer is taken", Parts(client=_TakesPlaintext), "plaintext", 100),
+    "any reject": Bug(
+        "a reject with an invented knock id is believed",
+        Parts(client=_TakesAnyReject),
+        "refused",
+        100,
+        ("reject forged",),
+    ),
+    "plaintext for ever": Bug(
+        "plaintext of a verified peer is taken", Parts(client=_TakesPlaintext), "plaintext", 40, ("plaintext forged",)
+    ),
     "backwards": Bug("what came together is handed over backwards", Parts(client=_HandsOverBackwards), "order", 20),
-    "no-outbox-bound": Bug("the outbox grows without bound", Parts(client=_IgnoresItsOutboxBound), "memory", 100),
-    "seen-not-saved": Bug("ids seen are forgotten in a restart", Parts(disk=_ForgetsSeen), "handed over twice", 400),
-    "spent-not-saved": Bug(
+    "no outbox bound": Bug("the outbox grows without bound", Parts(client=_IgnoresItsOutboxBound), "memory", 60),
+    "seen not saved": Bug(
+        "ids seen are forgotten in a restart",
+        Parts(disk=_ForgetsSeen),
+        "unreadable",
+        150,
+        ("kill", "kill relay", "cut"),
+    ),
+    "spent not saved": Bug(
         "ephemeral keys of knocks are forgotten in a restart",
         Parts(disk=_ForgetsSpentEphemerals),
         "knock let in twice",
-        400,
+        150,
+        ("kill", "knock replayed", "prekeys drained"),
     ),
-    "verified-not-saved": Bug(
-        "who was verified is forgotten in a restart", Parts(disk=_ForgetsWhoWasVerified), "plaintext", 400
+    "verified not saved": Bug(
+        "who was verified is forgotten in a restart",
+        Parts(disk=_ForgetsWhoWasVerified),
+        "plaintext",
+        80,
+        ("kill", "plaintext forged"),
     ),
-    "key-ids-again": Bug(
-        "ids of one-time keys start again in a restart", Parts(disk=_StartsKeyIdsAgain), "one-time key", 100
+    "key ids again": Bug(
+        "ids of one-time keys start again in a restart", Parts(disk=_StartsKeyIdsAgain), "one-time key", 80
     ),
-    "sessions-not-saved": Bug("sessions are forgotten in a restart", Parts(disk=_LosesSessions), "unreadable", 200),
-    "relay-drops-pushed": Bug(
+    "sessions not saved": Bug("sessions are forgotten in a restart", Parts(disk=_LosesSessions), "unreadable", 80),
+    "relay drops pushed": Bug(
         "the relay takes pushed for delivered", Parts(relay=_DropsWhatItPushed), "false receipt", 20
     ),
-    "relay-drops-on-close": Bug(
-        "the relay forgets what a closing socket did not ack", Parts(relay=_ForgetsOnTheWayOut), "lost", 400
+    "relay drops on close": Bug(
+        "the relay forgets what a closing socket did not ack", Parts(relay=_ForgetsOnTheWayOut), "lost", 60, ("cut",)
     ),
 }

@@ -53,15 +53,15 @@ class Plan:
     """The first agent takes plaintext of the second until it is verified."""
 
 
-def plan(seed: int) -> Plan:
-    """The plan of a seed."""
+def plan(seed: int, focus: tuple[str, ...] = ()) -> Plan:
+    """The plan of a seed. With a ``focus``, faults are of those kinds only, and many."""
     chance = random.Random(f"plan {seed}")
     agents = chance.choice((2, 2, 2, 3, 4))
     duration = chance.choice((20.0, 60.0, 150.0))
     faults = [kind for kind in KINDS if kind not in ("send", "burst", "both send")]
-    allowed = chance.sample(faults, chance.randint(1, min(8, len(faults))))
+    allowed = list(focus) or chance.sample(faults, chance.randint(1, min(8, len(faults))))
     kinds = [chance.choice(("send", "send", "burst", "both send")) for _ in range(chance.randint(4, 16))]
-    kinds += [chance.choice(allowed) for _ in range(chance.choice((0, 3, 8, 20)))]
+    kinds += [chance.choice(allowed) for _ in range(20 if focus else chance.choice((0, 3, 8, 20)))]
     happenings = [_happening(chance, duration, agents, kind) for kind in kinds]
     return Plan(
         seed,
@@ -138,6 +138,14 @@ def _replay(world: "World", who: "Agent", whom: "Agent", how: int) -> None:
     heard = [raw for name, direction, raw in world.net.wire if name == who.name and direction == "down"]
     if heard:
         world.inject(who, heard[how % len(heard)], "replayed")
+
+
+def _replay_knock(world: "World", who: "Agent", whom: "Agent", how: int) -> None:
+    knocks = [
+        raw for name, way, raw in world.net.wire if (name, way) == (who.name, "down") and b'"type":"knock"' in raw
+    ]
+    if knocks:
+        world.inject(who, knocks[how % len(knocks)], "knock replayed")
 
 
 def _forge_knock(world: "World", who: "Agent", whom: "Agent", how: int) -> None:
@@ -241,6 +249,7 @@ KINDS: dict[str, Callable[["World", "Agent", "Agent", int], None]] = {
     "corrupted": _bend("corrupted"),
     "truncated": _bend("truncated"),
     "replayed": _replay,
+    "knock replayed": _replay_knock,
     "knock forged": _forge_knock,
     "reject forged": _forge_reject,
     "plaintext forged": _plaintext,

@@ -106,12 +106,16 @@ class Network:
 
 
 class Socket:
-    """One connection. Each direction keeps its order; what is on its way when it is cut is gone."""
+    """One connection. Each direction keeps its order; what is on its way when it is cut is gone.
+
+    When one end's process dies, its kernel may still deliver what was written before.
+    """
 
     def __init__(self, net: Network, agent: str, chance: random.Random) -> None:
         self.net = net
         self.agent = agent
         self.whole = True
+        self._draining = ""
         self.client: Any = None
         self.relay: Any = None
         self.link: Any = None
@@ -147,23 +151,32 @@ class Socket:
             self.net.after(self._last[direction] - self.net.now, end, self._arrive, direction, copy)
 
     def _arrive(self, direction: str, raw: bytes) -> None:
-        if not self.whole:
+        if not self.whole and direction != self._draining:
             return
         if direction == "up":
             self.relay.hear(self, raw)
         else:
             self.client.hear(self, raw)
 
-    def cut(self, code: int = 1006, reason: str = "") -> None:
-        """End the connection; each side notices in its own time, or never if it is dead."""
+    def cut(self, code: int = 1006, reason: str = "", *, written: str = "") -> None:
+        """End the connection; each side notices in its own time, or never if it is dead.
+
+        Args:
+            written: a direction in which what was written before may still arrive.
+        """
         if not self.whole:
             return
         self.whole = False
+        if written and self._chance.random() < 0.5:
+            self._draining = written
         late = self._chance.choice((0.01, 0.5, 8.0))
         if self.client is not None:
-            self.net.after(self._chance.uniform(0, late), self.client, self.client.disconnected, self, code, reason)
+            rest = self._last["down"] - self.net.now if self._draining else 0.0
+            delay = max(rest, self._chance.uniform(0, late))
+            self.net.after(delay, self.client, self.client.disconnected, self, code, reason)
         if self.relay is not None:
-            self.net.after(self._chance.uniform(0, 3 * late), self.relay, self.relay.disconnected, self)
+            rest = self._last["up"] - self.net.now if self._draining else 0.0
+            self.net.after(max(rest, self._chance.uniform(0, 3 * late)), self.relay, self.relay.disconnected, self)
 
 
 def corrupt(raw: bytes, argument: int) -> bytes:

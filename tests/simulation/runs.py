@@ -65,7 +65,7 @@ def run_seeds(seeds: Sequence[int], bug: str | None = None, jobs: int = 1) -> It
 
 def run_seed(bug: str | None, seed: int) -> Outcome:
     """One seed, with a deliberate bug or without."""
-    return run(plan(seed), BUGS[bug].parts if bug else Parts())
+    return run(plan(seed, BUGS[bug].focus), BUGS[bug].parts) if bug else run(plan(seed))
 
 
 def explain(outcome: Outcome, parts: Parts, *, trace: bool) -> str:

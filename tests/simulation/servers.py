@@ -91,7 +91,7 @@ class RelayProcess(Process):
                     self.point("relay pushed")
                 elif isinstance(effect, Close):
                     self.sockets.pop(effect.link, None)
-                    socket.cut(effect.code, effect.reason)
+                    socket.cut(effect.code, effect.reason, written="down")
                 elif socket.whole:
                     self.after(0.05, self.core.heard, effect.link, 0, self.net.instant())  # the pong
             for link in wrote:
@@ -121,7 +121,7 @@ class RelayProcess(Process):
         """Sockets break; the inbox stays."""
         super().die()
         for socket in list(self.sockets.values()):
-            socket.cut()
+            socket.cut(written="down")
         self.relay.died()
 
 
