@@ -705,10 +705,12 @@ class MeshClient:
         left = (await registry.get_agent(self.did)).one_time_keys_left
         if not at_start and not core.keyring.refresh(self._now()) and not self._runs_low(left):
             return
-        upload = core.replenish(left or 0, self._now())
+        # What the registry has although this store never published is of a store that is gone: nobody can answer there.
+        anew = not core.keyring.signed
+        upload = core.replenish(0 if anew else left or 0, self._now())
         await self._step()  # a private key is saved before its public half leaves
         public = PrekeyUpload.of(core.profile.identity, upload.signed, upload.one_time)
-        await registry.upload_prekeys(self.did, public, "merge")
+        await registry.upload_prekeys(self.did, public, "replace" if anew else "merge")
 
     def _runs_low(self, left: int | None) -> bool:
         # An upstream registry does not say what is left; there what was published at the start must do.

@@ -29,6 +29,7 @@ from meshlib import (
     Identity,
     IdentityInUse,
     InvalidValue,
+    KnockAccepted,
     KnockReceived,
     KnockRefused,
     Limits,
@@ -36,6 +37,7 @@ from meshlib import (
     NotConnected,
     PeerVerified,
     RelayRefused,
+    SessionLost,
     StoreError,
     Timeouts,
     TransportError,
@@ -184,6 +186,18 @@ async def test_a_receipt_survives_a_restart(config, tmp_path):
             assert alice.undelivered() == []
             assert alice.receipt(first.id).state == "delivered"
             assert alice.receipt("never sent") is None
+
+
+async def test_prekeys_of_a_lost_store_are_not_offered_any_more(config):
+    identity = Identity.generate(SeededEntropy(uuid.uuid4().hex))
+    async with MeshClient(config()) as alice:
+        async with MeshClient(config(identity=identity)):
+            pass
+        async with MeshClient(config(identity=identity)) as bob:
+            told = alice.events()
+            await alice.send(bob.did, "hello")
+            assert isinstance(await next_event(told, KnockAccepted | SessionLost), KnockAccepted)
+            assert (await receive(bob)).payload == "hello"
 
 
 async def test_an_old_copy_of_a_store_is_refused(config, tmp_path):
