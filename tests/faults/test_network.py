@@ -12,7 +12,7 @@ from tests.faults.proxy import DOWN, UP, proxy_to
 pytestmark = pytest.mark.slow
 
 MESSAGES = 600
-NOTICED = "no sign of life"
+NOTICED = "Disconnected"
 
 
 @contextmanager

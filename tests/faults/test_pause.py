@@ -14,7 +14,7 @@ from tests.faults.flow import QUICK, QUICK_RELAY, flow
 pytestmark = pytest.mark.slow
 
 MESSAGES = 600
-NOTICED = "no sign of life"
+NOTICED = "Disconnected"
 
 
 def test_a_paused_recipient_gets_everything_afterwards(tmp_path):
