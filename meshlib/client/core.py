@@ -835,7 +835,7 @@ class ClientCore:
         self._write(self._reject_frame(self._asked.pop(key).knock, sender, now, why))
         if not self._is_asked(sender):
             for held in self.held.release(sender):
-                self._ack(held.frame.id, unread=True)
+                self._ack(held.frame.id, sender, unread=True)
 
     def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:
         """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`: its ``peer`` and ``knock_id``.
@@ -951,8 +951,9 @@ class ClientCore:
                 self._ack(held.frame.id, sender, unread=True)
             self._events.append(SessionLost(sender, f"{len(lost)} messages came that no session and no knock explains"))
 
-    def _give_up(self, sender: Did, held: Held, detail: str = "no session reads the message") -> None:
+    def _give_up(self, held: Held, detail: str = "no session reads the message") -> None:
         """A message nothing will ever read: say so, here and to its sender."""
+        sender = parse_did(held.frame.sender)  # not always who wrote last: the oldest peer held makes room too
         self._ack(held.frame.id, sender, unread=True)
         if not held.reported:
             self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))
