@@ -67,6 +67,10 @@ class Limits:
     """How long a message waits for its knock, as in the SDK."""
     asked_frames_per_peer: int = 256
     """Messages that wait for the answer of a knock policy which takes its time."""
+    held_bytes: int = 8 * 1024 * 1024
+    """Ciphertext held over all peers; who holds most makes room. Without it 100 peers could leave 25 GiB."""
+    questions_per_peer: int = 2
+    """Knocks of one peer a policy is asked about at a time: one, and one of a peer that was restarted meanwhile."""
     strangers: int = 1_000
     """Peers that knocked and have said nothing yet; the oldest are forgotten first."""
     outbox: int = 10_000

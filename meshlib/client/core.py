@@ -833,8 +833,11 @@ class ClientCore:
         """Reject a knock that waits, and let go of the messages that nothing can explain any more."""
         sender = key[0]
         self._write(self._reject_frame(self._asked.pop(key).knock, sender, now, why))
-        if not self._is_asked(sender):
-            for held in self.held.release(sender):
+        if self._is_asked(sender):
+            return
+        for held in self.held.release(sender):
+            # To one that was refused "unread" could arrive before the reject, and it would open a session for it.
+            if why != frames.POLICY:
                 self._ack(held.frame.id, sender, unread=True)
 
     def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:

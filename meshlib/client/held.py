@@ -25,9 +25,15 @@ class HeldMessages:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._of: dict[Did, deque[Held]] = {}
+        self._sizes: dict[Did, int] = {}
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._of.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of ciphertext held."""
+        return sum(self._sizes.values())
 
     def hold(self, sender: Did, frame: Message, now: float, *, considered: bool, reported: bool = False) -> list[Held]:
         """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
@@ -39,25 +45,34 @@ class HeldMessages:
         size = self._limits.asked_frames_per_peer if considered else self._limits.held_frames_per_peer
         queue = self._of.setdefault(sender, deque())
         queue.append(Held(frame, float("inf") if considered else now + self._limits.held_seconds, reported))
-        dropped = [queue.popleft() for _ in range(len(queue) - size)]
-        if not queue:
-            del self._of[sender]
+        self._sizes[sender] = self._sizes.get(sender, 0) + len(frame.ciphertext)
+        dropped = [self._oldest(sender) for _ in range(len(queue) - size)]
         while len(self._of) > self._limits.held_peers:
-            dropped.extend(self._of.pop(next(iter(self._of))))
+            dropped.extend(self.release(next(iter(self._of))))
+        while self.size > self._limits.held_bytes:
+            dropped.append(self._oldest(max(self._sizes, key=self._sizes.__getitem__)))
         return dropped
 
     def release(self, sender: Did) -> list[Held]:
         """Take out what is held of a peer, in order."""
+        self._sizes.pop(sender, None)
         return list(self._of.pop(sender, ()))
+
+    def _oldest(self, sender: Did) -> Held:
+        """Take out what is held longest of a peer."""
+        queue = self._of[sender]
+        held = queue.popleft()
+        self._sizes[sender] -= len(held.frame.ciphertext)
+        if not queue:
+            del self._of[sender], self._sizes[sender]
+        return held
 
     def expire(self, now: float) -> dict[Did, list[Held]]:
         """Take out what has waited too long, per peer."""
         lost: dict[Did, list[Held]] = {}
         for sender, queue in list(self._of.items()):
             while queue and queue[0].until <= now:
-                lost.setdefault(sender, []).append(queue.popleft())
-            if not queue:
-                del self._of[sender]
+                lost.setdefault(sender, []).append(self._oldest(sender))
         return lost
 
     def next_deadline(self) -> float:

@@ -754,7 +754,7 @@ class MeshClient:
             self._pondering.pop(question, None)
         if scope.cancelled_caught:
             return  # the core has refused the knock meanwhile
-        self._open_core().answer_knock(knock.knock_id, accept=bool(accept), now=self._now())
+        self._open_core().answer_knock(knock.peer, knock.knock_id, accept=bool(accept), now=self._now())
         await self._step()
 
     # --- small verbs -------------------------------------------------------------------------------------------------

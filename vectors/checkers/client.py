@@ -437,8 +437,8 @@ def _socket_close(player: _Player, step: Step, now: Instant) -> bool:
 
 
 def _knock_handler_resolves(player: _Player, step: Step, now: Instant) -> bool:
-    for knock in list(player.core.open_questions()):
-        player.core.answer_knock(knock, accept=step["accepted"], now=now)
+    for sender, knock in player.core.open_questions():
+        player.core.answer_knock(sender, knock, accept=step["accepted"], now=now)
     return False
 
 
@@ -460,10 +460,10 @@ _OPERATIONS = {
 def _decide(player: _Player, knock: KnockReceived, now: Instant) -> None:
     match player.policy:
         case "reject every knock":
-            player.core.answer_knock(knock.knock_id, accept=False, now=now)
+            player.core.answer_knock(knock.peer, knock.knock_id, accept=False, now=now)
         case "accept only intent.action = establish_session":
             accept = knock.intent.get("action") == "establish_session"
-            player.core.answer_knock(knock.knock_id, accept=accept, now=now)
+            player.core.answer_knock(knock.peer, knock.knock_id, accept=accept, now=now)
         case None | "handler throws" | "answers yes after the timeout" | "pending until resolved":
             pass
         case other:

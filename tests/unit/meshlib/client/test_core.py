@@ -308,9 +308,9 @@ class TestKnocks:
         message = alice.send(bob, "let me in")
         mesh.settle()
         (question,) = bob.core.open_questions()
-        assert bob.told(KnockReceived)[0].knock_id == question
+        assert bob.told(KnockReceived) == [KnockReceived(*question, {"action": "establish_session"})]
         assert bob.payloads == []
-        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.core.answer_knock(*question, accept=False, now=mesh.clock.now)
         bob.step()
         mesh.settle()
         assert alice.told(KnockRejected) == [KnockRejected(bob.did, "policy_denied")]
@@ -325,7 +325,7 @@ class TestKnocks:
         (question,) = bob.core.open_questions()
         mesh.clock.advance(20)
         bob.core.tick(mesh.clock.now)
-        bob.core.answer_knock(question, accept=True, now=mesh.clock.now)
+        bob.core.answer_knock(*question, accept=True, now=mesh.clock.now)
         bob.step()
         assert bob.payloads == list(range(20))
 
@@ -617,7 +617,7 @@ class TestHealing:
         for _ in range(20):
             self.pass_time(mesh, 1)
             for question in bob.core.open_questions():
-                bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+                bob.core.answer_knock(*question, accept=False, now=mesh.clock.now)
                 bob.step()
         assert alice.told(KnockRejected) == [KnockRejected(bob.did, "policy_denied")]
         assert alice.core.delivery(message).state is DeliveryState.REFUSED
@@ -628,7 +628,7 @@ class TestHealing:
         message = alice.send(bob, "let me in")
         mesh.settle()
         (question,) = bob.core.open_questions()
-        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.core.answer_knock(*question, accept=False, now=mesh.clock.now)
         bob.step()
         mesh.settle()
         assert alice.core.delivery(message).state is DeliveryState.REFUSED
@@ -643,7 +643,7 @@ class TestHealing:
         self.pass_time(mesh, 4)  # no message follows, so alice knocks, too
         (question,) = bob.core.open_questions()
         alice.receive(message)
-        bob.core.answer_knock(question, accept=False, now=mesh.clock.now)
+        bob.core.answer_knock(*question, accept=False, now=mesh.clock.now)
         bob.step()
         self.pass_time(mesh, 8)
         assert alice.payloads == ["late"]

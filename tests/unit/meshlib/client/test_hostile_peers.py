@@ -6,7 +6,8 @@ import os
 import msgspec
 import pytest
 
-from meshlib.client.events import FaultFound
+from meshlib.client.events import DeliveryState, FaultFound, KnockReceived
+from meshlib.config import Limits
 from meshlib.crypto.prekeys import make_bundle
 from meshlib.crypto.x3dh import Dialect
 from meshlib.identity import Did, Identity
@@ -14,6 +15,7 @@ from meshlib.session import Session
 from meshlib.testing import MemoryClient, MemoryMesh, SeededEntropy
 from meshlib.wire import frames
 from meshlib.wire.codec import decode, encode
+from meshlib.wire.encoding import MessageId
 
 ANSWERS = (frames.KnockAccept, frames.KnockReject)
 
@@ -174,3 +176,98 @@ class TestPins:
         bob.receive(self.says(session, bob))
         assert bob.payloads == []
         assert bob.core.peer(self.OLD).pinned == key
+
+
+class TestQuestions:
+    """Knocks that wait for the policy's answer."""
+
+    def answer(self, mesh: MemoryMesh, bob: MemoryClient, sender: MemoryClient, knock: str, *, accept: bool) -> None:
+        bob.core.answer_knock(sender.did, MessageId(knock), accept=accept, now=mesh.clock.now)
+        bob.step()
+
+    def test_an_answer_is_for_one_sender_whatever_ids_others_choose(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob", ask_before_accepting=True)
+        alice, mallory = mesh.agent("alice"), mesh.agent("mallory")
+        knock, message = opens(mesh, alice, bob, "hi")
+        bad_knock, bad_message = opens(mesh, mallory, bob, "evil")
+        same = decode(knock).id
+        for raw in (knock, changed(bad_knock, id=same), message, bad_message):
+            bob.receive(raw)
+        assert bob.core.open_questions() == [(alice.did, same), (mallory.did, same)]
+        self.answer(mesh, bob, alice, same, accept=True)
+        self.answer(mesh, bob, mallory, same, accept=False)
+        assert [(one.sender, one.payload) for one in bob.received] == [(alice.did, "hi")]
+
+    def test_a_knock_that_comes_twice_is_asked_about_once(self, mesh: MemoryMesh) -> None:
+        bob, alice = mesh.agent("bob", ask_before_accepting=True), mesh.agent("alice")
+        knock, _ = opens(mesh, alice, bob)
+        bob.receive(knock)
+        bob.receive(knock)
+        assert len(bob.told(KnockReceived)) == 1
+
+    def test_one_sender_has_two_questions_at_most_and_leaves_those_of_others_alone(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob", ask_before_accepting=True)
+        alice, mallory = mesh.agent("alice"), mesh.agent("mallory")
+        alice.send(bob, "hi")
+        mesh.settle()
+        for number in range(10):
+            bob.receive(forged_knock(mallory, bob, number))
+        assert bob.core.open_questions()[1:] == [(mallory.did, "x8"), (mallory.did, "x9")]
+        rejected = [decode(raw) for raw in mesh.inboxes[mallory.did]]
+        assert [(one.knock_id, one.detail) for one in rejected] == [(f"x{number}", None) for number in range(8)]
+        self.answer(mesh, bob, alice, bob.told(KnockReceived)[0].knock_id, accept=True)
+        assert bob.payloads == ["hi"]
+
+    def test_a_question_that_makes_room_is_rejected_and_what_it_held_is_let_go(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        bob = mesh.agent("bob", ask_before_accepting=True, ack_when_saved=True, limits=Limits(held_peers=2))
+        peers = [mesh.agent(f"peer{number}") for number in range(3)]
+        for peer in peers:
+            knock, message = opens(mesh, peer, bob, peer.name)
+            bob.receive(knock)
+            bob.receive(message)
+        assert [sender for sender, _ in bob.core.open_questions()] == [peer.did for peer in peers[1:]]
+        (reject,) = [decode(raw) for raw in mesh.inboxes[peers[0].did]]
+        assert isinstance(reject, frames.KnockReject)
+        assert reject.detail == frames.UNKNOWN_PREKEY  # not the policy's word: the peer may try again
+        assert len(bob.core.held) == 2
+        assert len(mesh.unread) == 1
+
+    def test_a_refusal_lets_the_messages_go_too(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        bob, alice = mesh.agent("bob", ask_before_accepting=True), mesh.agent("alice")
+        message = alice.send(bob, "hi")
+        mesh.settle()
+        self.answer(mesh, bob, alice, bob.told(KnockReceived)[0].knock_id, accept=False)
+        assert len(bob.core.held) == 0
+        mesh.settle()
+        assert alice.core.delivery(MessageId(message)).state is DeliveryState.REFUSED
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_what_the_other_question_may_explain_stays(self, mesh: MemoryMesh, first: bool) -> None:
+        bob, alice = mesh.agent("bob", ask_before_accepting=True), mesh.agent("alice")
+        old, _ = opens(mesh, alice, bob, "lost")
+        alice.core.close_session(bob.did)
+        alice.core.outbox.drop(alice.core.outbox.all()[0].id) if alice.core.outbox.all() else None
+        new, message = opens(mesh, alice, bob, "hi")
+        for raw in (old, new, message):
+            bob.receive(raw)
+        self.answer(mesh, bob, alice, decode(old).id, accept=first)
+        assert len(bob.core.held) == 1
+        self.answer(mesh, bob, alice, decode(new).id, accept=True)
+        assert bob.payloads == ["hi"]
+
+    def test_held_frames_have_a_bound_in_bytes_and_who_holds_most_makes_room(self, mesh: MemoryMesh) -> None:
+        limits = Limits(held_bytes=10_000)
+        bob = mesh.agent("bob", ask_before_accepting=True, limits=limits)
+        alice, mallory = mesh.agent("alice"), mesh.agent("mallory")
+        alice.send(bob, "hi")
+        mesh.settle()
+        for number in range(40):
+            mallory.send(bob, f"{number}" + "x" * 1_000)
+        mesh.settle()
+        assert bob.core.held.size <= 10_000
+        self.answer(mesh, bob, alice, bob.told(KnockReceived)[0].knock_id, accept=True)
+        assert bob.payloads == ["hi"]
+        self.answer(mesh, bob, mallory, bob.told(KnockReceived)[1].knock_id, accept=False)
+        assert bob.core.held.size == 0
