@@ -254,7 +254,22 @@ class _Endpoint:
         core = registry.core
         needed = core.account_needed(request)
         account = None if needed is None else await registry.store.account(needed)
-        decision = core.decide(request, account, registry.now())
+        try:
+            return await self._carry_out(core.decide(request, account, registry.now()))
+        finally:
+            unsaved = core.used.take_unsaved()
+            if unsaved:
+                await self._record(unsaved)
+
+    async def _record(self, proofs: list[Proof]) -> None:
+        """Record, before the answer, signatures that changed nothing. A disk that refuses keeps nobody from reading."""
+        try:
+            await self._registry.store.record_proofs(proofs)
+        except (StoreBusy, StoreFailed):
+            log.warning("proofs_not_recorded", extra={"fields": {"count": len(proofs)}})
+
+    async def _carry_out(self, decision: Decision) -> tuple[int, bytes]:
+        core = self._registry.core
         if isinstance(decision, Reply):
             return decision.status, decision.body
         proof = _proof(decision)

@@ -297,10 +297,10 @@ class Core:
         if account is None or (account.bound and request.endpoint is not Endpoint.GET_PREKEYS):
             return False
         try:
-            caller = self._caller(request, account, now)
+            caller = self._signer(request, account, now)
         except Refusal:
             return False
-        return self.used.spend(caller.proof)
+        return self.used.spend(caller.proof, bare=not caller.bound)
 
     # --- registration -----------------------------------------------------------------------------------------------
 
@@ -427,7 +427,7 @@ class Core:
             body = parse(request.body, PrekeysBody)
             key = _checked_identity(body, account)
         put = _checked_prekeys(request.did, caller, body, key, now)
-        self.used.use(caller.proof, after_registering=True)
+        self.used.use(caller.proof)
         return put
 
     def _put_prekeys_unsigned(self, request: Request, account: Account | None, now: Instant) -> Decision:
@@ -464,9 +464,9 @@ class Core:
         return RecordSession(caller, body.session_id, body.initiator_amid, body.receiver_amid, body.outcome, now.utc)
 
     def _verify(self, request: Request, account: Account | None, now: Instant) -> Decision:
+        caller = self._caller(request, account, now)
         if not self.policy.verify_tokens:
             raise Refusal(503, "this registry has no identity provider configured")
-        caller = self._caller(request, account, now)
         body = parse(request.body, VerifyBody)
         if body.amid != caller.did:
             raise Refusal(403, "DID mismatch: amid is not the agent that signed the request")
@@ -482,6 +482,12 @@ class Core:
         return caller
 
     def _caller(self, request: Request, account: Account | None, now: Instant, key: bytes | None = None) -> Caller:
+        """Who wants a change. The signature belongs to this request from here on, even if the request is refused."""
+        caller = self._signer(request, account, now, key)
+        self.used.claim(caller.proof, bare=not caller.bound, after_registering=request.endpoint is Endpoint.PUT_PREKEYS)
+        return caller
+
+    def _signer(self, request: Request, account: Account | None, now: Instant, key: bytes | None = None) -> Caller:
         if request.authorization is None:
             raise unauthenticated("Missing or invalid Authorization header")
         credentials = parse_credentials(request.authorization, request.bound)

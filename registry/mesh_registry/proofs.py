@@ -132,6 +132,8 @@ class Reply(Struct, frozen=True):
 
 
 class _State(Enum):
+    CLAIMED = auto()
+    """It belongs to a request that has not been carried out: refused, or not decided yet. That one may come again."""
     UNDER_WAY = auto()
     DONE = auto()
     REGISTERED = auto()
@@ -145,6 +147,7 @@ class UsedProofs:
         self._limit = limit
         self._entries: dict[bytes, tuple[bytes, _State | Reply]] = {}
         self._expiry: list[tuple[float, bytes]] = []
+        self._unsaved: dict[bytes, Proof] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -158,50 +161,89 @@ class UsedProofs:
         used_for, state = self._entries.get(proof.digest, (b"", None))
         return state if used_for == proof.fingerprint and isinstance(state, Reply) else None
 
-    def use(self, proof: Proof, *, after_registering: bool = False) -> None:
-        """Use a proof for a change. Carry the change out, then call :meth:`finish`, or :meth:`release` if it failed.
+    def claim(self, proof: Proof, *, bare: bool = True, after_registering: bool = False) -> None:
+        """Tie a proof to the request it came with, before that request is looked at any further.
+
+        Whatever becomes of the request, refused ones included, the proof serves no other one: its header has been
+        on the wire.
 
         Args:
-            after_registering: the change may follow a registration under the same proof.
+            bare: the signature does not cover the request, so nothing but this memory ties it to one.
+            after_registering: the request may follow a registration under the same proof.
         Raises:
-            Refusal: 401 when it was used for another request, 409 or 503 when the same one is done or being done
-                and there is no reply to repeat, 503 when too many are remembered.
+            Refusal: 401 when it belongs to another request, 503 when too many are remembered.
         """
         known = self._entries.get(proof.digest)
         if known is None:
             if len(self._entries) >= self._limit:
                 raise unavailable("too many signed requests at the moment", 30)
-            self._add(proof, _State.UNDER_WAY)
-            return
-        used_for, state = known
-        if after_registering and state is _State.REGISTERED:
-            self._entries[proof.digest] = (proof.fingerprint, _State.UNDER_WAY)
-            return
-        if used_for != proof.fingerprint:
-            raise unauthenticated("this signature has been used for another request: sign each request anew")
+            self._add(proof, _State.CLAIMED)
+        else:
+            used_for, state = known
+            if after_registering and state is _State.REGISTERED:
+                self._entries[proof.digest] = (proof.fingerprint, _State.CLAIMED)
+            elif used_for != proof.fingerprint:
+                raise unauthenticated("this signature has been used for another request: sign each request anew")
+            else:
+                return
+        if bare:
+            self._unsaved[proof.digest] = proof
+
+    def use(self, proof: Proof) -> None:
+        """Use a claimed proof for a change. Carry it out, then :meth:`finish`, or :meth:`release` if it failed.
+
+        Raises:
+            Refusal: 409 or 503 when the request is done or being done and there is no reply to repeat.
+        """
+        used_for, state = self._entries[proof.digest]
+        assert used_for == proof.fingerprint
         if state is _State.UNDER_WAY:
             raise unavailable("this very request is being carried out")
-        raise Refusal(409, "this very request has been carried out before")
+        if state is not _State.CLAIMED:
+            raise Refusal(409, "this very request has been received before: sign it anew to repeat it")
+        self._entries[proof.digest] = (used_for, _State.UNDER_WAY)
 
-    def spend(self, proof: Proof, *, registering: bool = False) -> bool:
+    def spend(self, proof: Proof, *, bare: bool = True, registering: bool = False) -> bool:
         """Use up a proof a request carried without needing it. Whether it was fresh.
 
         Args:
+            bare: as in :meth:`claim`.
             registering: it came with a registration, which another request may follow under the same proof.
         """
         if proof.digest in self._entries or len(self._entries) >= self._limit:
             return False
         self._add(proof, _State.REGISTERED if registering else _State.DONE)
+        if bare:
+            self._unsaved[proof.digest] = proof
         return True
 
     def finish(self, proof: Proof, reply: Reply | None) -> None:
-        """The change has been carried out and answered."""
+        """The change has been carried out and answered; the store has recorded the proof with it."""
+        self._unsaved.pop(proof.digest, None)
         if proof.digest in self._entries:  # else it has expired meanwhile
             self._entries[proof.digest] = (proof.fingerprint, _State.DONE if reply is None else reply)
 
     def release(self, proof: Proof) -> None:
         """The change has not been carried out: the same request may come again."""
-        self._entries.pop(proof.digest, None)
+        if proof.digest in self._entries:
+            self._entries[proof.digest] = (proof.fingerprint, _State.CLAIMED)
+
+    def take_unsaved(self) -> list[Proof]:
+        """Bare proofs that no change records in the store, each told once.
+
+        They must be recorded all the same: after a restart a header that was seen on a look-up or on a refused
+        request would otherwise serve for any change.
+        """
+        if not self._unsaved:
+            return []
+        ready = [
+            proof
+            for digest, proof in self._unsaved.items()
+            if self._entries.get(digest, (b"", None))[1] is not _State.UNDER_WAY
+        ]
+        for proof in ready:
+            del self._unsaved[proof.digest]
+        return ready
 
     def expire(self, utc: float) -> None:
         """Forget what could not be used any more anyway."""

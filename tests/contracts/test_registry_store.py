@@ -165,6 +165,12 @@ async def test_used_proofs_are_remembered_until_they_expire(store: RegistryStore
     assert {used.digest for used in await store.used_proofs(0.0)} == {proof("touch").digest}
 
 
+async def test_proofs_without_a_change_are_remembered_too(store: RegistryStore) -> None:
+    await store.record_proofs([proof("a"), proof("b")])
+    await store.record_proofs([proof("a")])
+    assert {used.digest for used in await store.used_proofs(1000.0)} == {proof("a").digest, proof("b").digest}
+
+
 async def test_an_update_changes_what_it_names(store: RegistryStore) -> None:
     await store.register(agent("did:a:1", "old", "both"))
     changed = await store.update(Update(caller("did:a:1"), ("both", "new"), None, 1500.0))

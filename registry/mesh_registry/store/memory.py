@@ -4,7 +4,7 @@ It is the reference for what the verbs mean; the SQLite store must agree with it
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh_registry.store.protocol import TOTAL_BOUND
@@ -99,6 +99,10 @@ class MemoryStore:
 
     async def used_proofs(self, now: float) -> list[Proof]:
         return [proof for proof in self._proofs.values() if proof.expires >= now]
+
+    async def record_proofs(self, proofs: Sequence[Proof]) -> None:
+        for proof in proofs:
+            self._use(proof)
 
     async def register(self, change: Register) -> Registered:
         if change.did in self._agents:

@@ -1,6 +1,6 @@
 """What a store promises. Each verb is one transaction: done and durable when it returns, or not done at all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from mesh_registry.verbs import (
@@ -54,7 +54,10 @@ class RegistryStore(Protocol):
         """Exact matches, freshest first. The cost depends on the limit, not on the number of agents."""
 
     async def used_proofs(self, now: float) -> list[Proof]:
-        """Proofs still valid that changed something, so that a restart opens no window for their replay."""
+        """Proofs recorded and still valid, so that a restart opens no window for their replay."""
+
+    async def record_proofs(self, proofs: Sequence[Proof]) -> None:
+        """Record proofs that came with no change."""
 
     async def register(self, change: Register) -> Registered:
         """``created``; ``exists``: the DID is taken; ``replayed``: its proof was used, the agent deleted; ``full``."""

@@ -128,6 +128,9 @@ class SqliteStore:
         rows = self._reader.execute("SELECT digest, fingerprint, expires FROM used_proof WHERE expires >= ?", (now,))
         return [Proof(*row) for row in rows]
 
+    async def record_proofs(self, proofs: Sequence[Proof]) -> None:
+        await self._writer.run(partial(_Session.record_proofs, proofs=proofs))
+
     async def register(self, change: Register) -> Registered:
         return await self._writer.run(partial(_Session.register, change=change))
 
@@ -385,6 +388,10 @@ class _Session:
             (change.app_id, change.tenant_id, change.now, agent),
         )
         return _agent(self._db, change.caller.did)
+
+    def record_proofs(self, proofs: Sequence[Proof]) -> None:
+        for proof in proofs:
+            self._use(proof)
 
     def sweep(self, now: float) -> None:
         self._db.execute("DELETE FROM used_proof WHERE expires < ?", (now,))

@@ -339,6 +339,43 @@ async def test_a_refused_request_may_come_again(site: Site) -> None:
     said(await site.send(wire.heartbeat(ALICE.did), headers=headers), 200)
 
 
+@pytest.mark.parametrize("name", ["throttled", "unknown agent", "bad body", "no JSON", "foreign", "no provider"])
+async def test_the_signature_of_a_refused_request_serves_no_other(site: Site, name: str) -> None:
+    await site.join(ALICE)
+    said(await site.send(wire.heartbeat(ALICE.did), ALICE), 200)
+    site.clock.advance(1)
+    request, status = {
+        "throttled": (wire.heartbeat(ALICE.did), 429),
+        "unknown agent": (wire.reputation("did:mesh:nobody", 1), 404),
+        "bad body": (wire.update(ALICE.did), 422),
+        "no JSON": (wire.Request("PUT", f"/v1/agents/{ALICE.did}/prekeys", b"{"), 400),
+        "foreign": (wire.heartbeat(BOB.did), 403),
+        "no provider": (wire.verify_agent(ALICE.did, "token"), 503),
+    }[name]
+    headers = wire.headers(request, ALICE.signer, timestamp(site.clock.utc), bound=False)
+    said(await site.send(request, headers=headers), status)
+    said(await site.send(wire.delete_agent(ALICE.did), headers=headers), 401, "used for another request")
+    said(await site.send(request, headers=headers), status)
+
+
+@pytest.mark.parametrize("seen_on", ["look-up", "discovery", "bundle", "refused"])
+async def test_a_signature_that_changed_nothing_stays_used_across_a_restart(site: Site, seen_on: str) -> None:
+    await site.join(ALICE)
+    request, status = {
+        "look-up": (wire.get_agent(ALICE.did), 200),
+        "discovery": (wire.discover("x"), 200),
+        "bundle": (wire.fetch_prekeys(ALICE.did), 200),
+        "refused": (wire.update(ALICE.did), 422),
+    }[seen_on]
+    headers = wire.headers(request, ALICE.signer, timestamp(site.clock.utc + 200), bound=False)
+    said(await site.send(request, headers=headers), status)
+    restarted = Site()
+    restarted.clock = restarted.registry.now = site.clock  # type: ignore[assignment]
+    restarted.registry.store = restarted.store = site.store
+    restarted.core.restore(await site.store.used_proofs(site.clock.utc))
+    said(await restarted.send(wire.delete_agent(ALICE.did), headers=headers), 401, "used for another request")
+
+
 async def test_who_has_signed_a_whole_request_always_must(site: Site) -> None:
     await site.join(ALICE)
     said(await site.send(wire.heartbeat(ALICE.did), ALICE, bound=True), 200)
@@ -465,6 +502,7 @@ async def test_a_signed_prekey_of_low_order_is_refused_though_signed(site: Site)
 async def test_more_than_200_one_time_keys_are_refused_at_once_or_in_portions(site: Site) -> None:
     await site.join(ALICE, 200)
     said(await site.send(ALICE.publication(201), ALICE), 422, "one_time_pre_keys")
+    site.clock.advance(1)
     said(await site.send(ALICE.publication(1, "merge", first_id=500), ALICE), 422, "200")
     said(await site.send(wire.fetch_prekeys(ALICE.did)), 200)
     site.clock.advance(1)
@@ -712,6 +750,7 @@ async def test_sessions_are_reported_by_a_participant_about_itself(site: Site) -
     said(await site.send(wire.report_session(stranger), MALLORY), 403, "participant")
     alone = wire.SessionReport("s", ALICE.did, ALICE.did, "success", ALICE.did)
     said(await site.send(wire.report_session(alone), ALICE), 422, "same agent")
+    site.clock.advance(1)
     said(await site.send(changed(wire.report_session(report), outcome="great"), ALICE), 422, "outcome")
     said(await site.send(wire.report_session(report)), 401)
     bob = await record(site, BOB.did)

@@ -8,28 +8,34 @@ def proof(name: str, *, request: str = "a", expires: float = 100.0) -> Proof:
     return Proof(name.encode(), request.encode(), expires)
 
 
-def status_of(used: UsedProofs, again: Proof) -> int:
+def take(used: UsedProofs, proof: Proof, *, after_registering: bool = False) -> None:
+    used.claim(proof, after_registering=after_registering)
+    used.use(proof)
+
+
+def status_of(used: UsedProofs, again: Proof, *, after_registering: bool = False) -> int:
     with pytest.raises(Refusal) as caught:
-        used.use(again)
+        take(used, again, after_registering=after_registering)
     return caught.value.status
 
 
 def test_a_full_memory_refuses_newcomers_and_forgets_nobody() -> None:
     used = UsedProofs(limit=2)
-    used.use(proof("one"))
-    used.use(proof("two"))
+    take(used, proof("one"))
+    take(used, proof("two"))
     assert status_of(used, proof("three")) == 503
     assert not used.spend(proof("three"))
     assert status_of(used, proof("one", request="b")) == 401
     used.expire(101.0)
-    used.use(proof("three", expires=200.0))
+    take(used, proof("three", expires=200.0))
 
 
-def test_released_proofs_are_fresh_again() -> None:
+def test_released_proofs_are_good_for_the_same_request_only() -> None:
     used = UsedProofs()
-    used.use(proof("one"))
+    take(used, proof("one"))
     used.release(proof("one"))
-    used.use(proof("one"))
+    assert status_of(used, proof("one", request="b")) == 401
+    take(used, proof("one"))
     used.finish(proof("one"), Reply(200, b"x"))
     assert used.repeated(proof("one")) == Reply(200, b"x")
     assert used.repeated(proof("one", request="b")) is None
@@ -37,7 +43,7 @@ def test_released_proofs_are_fresh_again() -> None:
 
 def test_a_reply_too_long_to_keep_is_a_conflict() -> None:
     used = UsedProofs()
-    used.use(proof("one"))
+    take(used, proof("one"))
     used.finish(proof("one"), None)
     assert used.repeated(proof("one")) is None
     assert status_of(used, proof("one")) == 409
@@ -47,16 +53,30 @@ def test_only_the_upload_may_follow_a_registration() -> None:
     used = UsedProofs()
     assert used.spend(proof("one", request="register"), registering=True)
     assert status_of(used, proof("one", request="delete")) == 401
-    used.use(proof("one", request="upload"), after_registering=True)
-    with pytest.raises(Refusal):
-        used.use(proof("one", request="other upload"), after_registering=True)
+    take(used, proof("one", request="upload"), after_registering=True)
+    assert status_of(used, proof("one", request="other upload"), after_registering=True) == 401
 
 
 def test_expiry_forgets_only_what_has_expired() -> None:
     used = UsedProofs()
     for number in range(10):
-        used.use(proof(str(number), expires=float(number)))
+        take(used, proof(str(number), expires=float(number)))
     used.expire(5.0)
     assert len(used) == 5
     used.expire(5.0)
     assert len(used) == 5
+
+
+def test_proofs_no_change_records_are_told_once_to_be_saved() -> None:
+    used = UsedProofs()
+    used.claim(proof("refused"))
+    take(used, proof("under way"))
+    take(used, proof("failed"))
+    take(used, proof("done"))
+    used.claim(proof("whole"), bare=False)
+    assert used.spend(proof("look-up"))
+    used.release(proof("failed"))
+    used.finish(proof("done"), None)
+    assert used.take_unsaved() == [proof("refused"), proof("failed"), proof("look-up")]
+    used.finish(proof("under way"), None)
+    assert used.take_unsaved() == []
