@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import uvicorn
-from mesh_registry.http import HEAD_TIMEOUT, MAX_HEAD, BoundedHttp
+from mesh_registry.http import HEAD_TIMEOUT, MAX_HEAD, MAX_PIPELINED, READ_TIMEOUT, BoundedHttp
 from uvicorn.server import ServerState
 
 REQUEST = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 class Timer:
@@ -31,12 +36,14 @@ class Loop:
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
+        self.cycles: list[Any] = []
 
     def call_later(self, delay: float, callback: Callable[[], None], *_: object) -> Timer:
         self.timers.append(Timer(delay, callback))
         return self.timers[-1]
 
     def create_task(self, coroutine: Any, **_: object) -> Task:
+        self.cycles.append(coroutine.cr_frame.f_locals["self"])
         coroutine.close()
         return Task()
 
@@ -45,6 +52,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.reading = True
 
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else None
@@ -55,14 +63,17 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
     def is_closing(self) -> bool:
         return self.closed
 
     def pause_reading(self) -> None:
-        pass
+        self.reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reading = True
 
 
 class Connection:
@@ -81,6 +92,12 @@ class Connection:
     @property
     def deadlines(self) -> list[Timer]:
         return [timer for timer in self.loop.timers if timer.delay == HEAD_TIMEOUT and not timer.cancelled]
+
+    async def respond(self) -> None:
+        """Answer the request whose turn it is, as the application would."""
+        cycle = self.loop.cycles.pop(0)
+        await cycle.send({"type": "http.response.start", "status": 204, "headers": []})
+        await cycle.send({"type": "http.response.body", "body": b""})
 
 
 @pytest.fixture
@@ -140,3 +157,45 @@ def test_later_requests_have_a_deadline_of_their_own(connection: Connection) -> 
     assert connection.deadlines == []
     connection.protocol.data_received(b"GET /y HTTP/1.1\r\n")
     assert len(connection.deadlines) == 1
+
+
+GET = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_too_many_requests_before_an_answer_close_the_connection(connection: Connection, pieces: int) -> None:
+    for _ in range(pieces):
+        if not connection.transport.closed:
+            connection.protocol.data_received(GET * (1000 // pieces))
+    assert connection.transport.closed
+    assert connection.transport.written == b"", "a 400 would pass for the answer to the first request"
+    assert len(connection.protocol.pipeline) == 0
+
+
+@pytest.mark.anyio
+async def test_a_few_requests_at_once_are_served_in_turn_and_nothing_is_read_meanwhile(connection: Connection) -> None:
+    connection.protocol.data_received(GET * (1 + MAX_PIPELINED))
+    for _ in range(MAX_PIPELINED):
+        assert not connection.transport.reading
+        await connection.respond()
+    await connection.respond()
+    assert connection.transport.reading
+    assert connection.transport.written.count(b"HTTP/1.1 204 ") == 1 + MAX_PIPELINED
+    connection.protocol.data_received(GET)
+    await connection.respond()
+    assert not connection.transport.closed
+
+
+def test_who_does_not_read_the_answers_is_cut_off(connection: Connection) -> None:
+    def waiting() -> list[Timer]:
+        return [timer for timer in connection.loop.timers if timer.callback == connection.transport.abort]
+
+    connection.protocol.pause_writing()
+    connection.protocol.resume_writing()
+    assert [timer.cancelled for timer in waiting()] == [True]
+    connection.protocol.pause_writing()
+    assert waiting()[-1].delay == READ_TIMEOUT
+    waiting()[-1].callback()
+    assert connection.transport.closed
+    connection.protocol.connection_lost(None)
+    assert waiting()[-1].cancelled
