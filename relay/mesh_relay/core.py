@@ -639,33 +639,48 @@ class RelayCore:
     def _acknowledge(self, binding: _Binding, envelope: Envelope) -> None:
         """Remove what the recipient has handled.
 
-        An ack names an id only, and ids are the senders' choice: it means every frame of that id that was pushed to
-        this recipient. ``from`` of a sender, an extension, narrows it down; ``unread``, another one, says that the
-        frame is of no use to the recipient, which its sender should know.
+        Ids are the senders' choice, so ``from``, an extension, says whose frame is meant. An ack without it removes
+        one frame, the oldest pushed: a third party that uses somebody else's id would otherwise have the recipient
+        delete what it has not read. ``unread``, another extension, says that the frame is of no use to the recipient,
+        which its sender should know.
         """
-        frame_id, sender, mailbox = envelope.id, envelope.sender, binding.mailbox
-        done = self._unread if envelope.unread is True else self._delivered
+        frame_id, mailbox = envelope.id, binding.mailbox
         if frame_id is msgspec.UNSET:
             self._complain(binding.link, "an ack has an id")
             return
-        entry = mailbox.awaiting.get(frame_id)
+        entry = self._meant(binding, frame_id, envelope.sender)
         if entry is None:
-            return  # acked before, expired, or replaced
+            return  # acked before, expired, replaced, or of somebody else
         if mailbox.rivals:
-            only = sender if sender is not msgspec.UNSET and sender != binding.did else None
-            entries = [entry, *mailbox.rivals.get(frame_id, ())]
-            for found in entries:
-                if only is None or found.sender == only:
-                    self._forget(found)
-                    done(found)
-        elif sender is msgspec.UNSET or sender == binding.did or sender == entry.sender:
+            self._forget(entry)
+        else:
             del mailbox.awaiting[frame_id]
-            done(entry)
+        if envelope.unread is True:
+            self._unread(entry)
+        else:
+            self._delivered(entry)
         if not binding.acks_everything and not entry.control and entry.seq <= binding.cursor:
             if entry.seq > binding.acked.get(entry.sender, 0):
                 binding.acked[entry.sender] = entry.seq
             if binding.controls:
                 self._overtaken(binding, entry.seq)
+
+    def _meant(self, binding: _Binding, frame_id: str, sender: str | msgspec.UnsetType) -> _Entry | None:
+        """The frame an ack is about."""
+        mailbox = binding.mailbox
+        entry = mailbox.awaiting.get(frame_id)
+        if entry is None:
+            return None
+        if sender is not msgspec.UNSET:
+            found = entry if entry.sender == sender else self._find(mailbox, frame_id, sender)
+            if found is not None or sender != binding.did:
+                return found
+            # Some name themselves, as in every other frame: that says nothing about whose frame it was.
+        rivals = mailbox.rivals.get(frame_id) if mailbox.rivals else None
+        if not rivals:
+            return entry
+        # Pushed in order of their numbers. Who acks messages alone does not mean a knock while there is a message.
+        return min((entry, *rivals), key=lambda e: (e.control and not binding.acks_everything, e.seq))
 
     def _delivered(self, entry: _Entry) -> None:
         self.counters.delivered += 1

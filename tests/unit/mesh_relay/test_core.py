@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mesh_relay.core import Link
 
-from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, Relay, ack, connect_frame, dump, message
+from meshlib.identity import Identity
+from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, MALLORY, Relay, ack, connect_frame, dump, message
 
 FEATURES = ["receipts", "challenge"]
 FETCH = dump({"v": 1, "type": "fetch_pending", "from": BOB.did})
@@ -321,18 +322,44 @@ def test_an_ack_does_not_remove_another_senders_frame_that_was_not_pushed_yet() 
     assert relay.core.kept[0] == 1
 
 
-@pytest.mark.parametrize(("narrow", "left"), [(None, 0), (ALICE.did, 1), (BOB.did, 0), ("did:x:nobody", 2)])
-def test_an_ack_means_all_pushed_frames_of_its_id_unless_it_names_the_sender(
-    relay: Relay, narrow: str | None, left: int
+@pytest.mark.parametrize(
+    ("named", "left"), [(None, [ALICE]), (ALICE, [CAROL]), (CAROL, [ALICE]), (BOB, [ALICE]), (MALLORY, [CAROL, ALICE])]
+)
+@pytest.mark.parametrize("features", [None, FEATURES])
+def test_an_ack_removes_one_frame_the_named_senders_or_else_the_oldest(
+    relay: Relay, named: Identity | None, left: list[Identity], features: list[str] | None
 ) -> None:
-    alice, carol, bob = relay.join(ALICE, FEATURES), relay.join(CAROL, FEATURES), relay.join(BOB)
+    """Otherwise who uses another's id has the recipient delete what it has not read."""
+    alice, carol, bob = relay.join(ALICE, FEATURES), relay.join(CAROL, FEATURES), relay.join(BOB, features)
     relay.say(carol, message(BOB.did, "1"))
     relay.say(alice, message(BOB.did, "1"))
-    relay.say(bob, ack("1", **({"from": narrow} if narrow else {})))
-    assert relay.core.kept[0] == left
-    assert len(relay.receipts(alice) + relay.receipts(carol)) == 2 - left
+    relay.say(bob, ack("1", **({"from": named.did} if named else {})))
+    assert relay.core.kept[0] == len(left)
+    assert (relay.receipts(alice) == []) is (ALICE in left)
+    assert (relay.receipts(carol) == []) is (CAROL in left)
+    relay.core.lost(bob)
+    again = relay.join(BOB, features)
     relay.commit()
-    assert len(relay.inbox.open().usage) == left
+    assert [frame["from"] for frame in relay.got[again] if frame["type"] == "message"] == [who.did for who in left]
+
+
+def test_an_ack_without_sender_does_not_take_a_replacement_for_the_oldest(relay: Relay) -> None:
+    alice, carol, bob = relay.join(ALICE), relay.join(CAROL), relay.join(BOB, FEATURES)
+    relay.say(carol, message(BOB.did, "1", body="old"))
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(carol, message(BOB.did, "1", body="new"))
+    relay.say(bob, ack("1"))
+    relay.commit()
+    assert [usage.sender for usage in relay.inbox.open().usage] == [CAROL.did]
+
+
+def test_who_acks_messages_alone_does_not_mean_a_knock_of_the_same_id(relay: Relay) -> None:
+    alice, carol, bob = relay.join(ALICE), relay.join(CAROL), relay.join(BOB)
+    relay.say(carol, message(BOB.did, "1", kind="knock"))
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(carol, message(BOB.did, "2"))
+    relay.say(bob, ack("1"))
+    assert relay.core.kept[0] == 1  # carol's message: alice's was acked, and the knock is overtaken
 
 
 def test_an_ack_naming_another_sender_removes_nothing(relay: Relay) -> None:
