@@ -23,6 +23,9 @@ MAX_CAPABILITIES = 64
 MAX_CAPABILITY = 256
 """Characters; a display name is a capability too."""
 
+MAX_CAPABILITIES_SIZE = 4096
+"""Bytes of all capabilities of an agent. Whoever finds it by one of them is sent them all."""
+
 MAX_METADATA_ENTRIES = 64
 MAX_METADATA_KEY = 128
 MAX_METADATA_VALUE = 4096
@@ -227,11 +230,14 @@ def capabilities_of(capabilities: list[str]) -> tuple[str, ...]:
     """Without repetitions, in the order given.
 
     Raises:
-        Refusal: 422 for a control character, which would forge lines in whatever prints it.
+        Refusal: 422 for a control character, which would forge lines in whatever prints it, or for too long a list.
     """
     if any(_has_control(capability) for capability in capabilities):
         raise Refusal(422, "capabilities must not hold control characters")
-    return tuple(dict.fromkeys(capabilities))
+    distinct = tuple(dict.fromkeys(capabilities))
+    if sum(len(capability.encode()) for capability in distinct) > MAX_CAPABILITIES_SIZE:
+        raise Refusal(422, f"capabilities must have at most {MAX_CAPABILITIES_SIZE} bytes in all")
+    return distinct
 
 
 def metadata_of(metadata: dict[str, str]) -> str:

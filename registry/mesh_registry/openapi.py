@@ -5,6 +5,7 @@ from typing import Any
 from mesh_registry.bodies import (
     MAX_BODY,
     MAX_CAPABILITIES,
+    MAX_CAPABILITIES_SIZE,
     MAX_CAPABILITY,
     MAX_KEY_ID,
     MAX_METADATA_ENTRIES,
@@ -51,7 +52,7 @@ _CAPABILITIES: Json = {
     "type": "array",
     "items": {"type": "string", "minLength": 1, "maxLength": MAX_CAPABILITY},
     "maxItems": MAX_CAPABILITIES,
-    "description": "The first one is the display name.",
+    "description": f"The first one is the display name. {MAX_CAPABILITIES_SIZE} bytes of UTF-8 in all.",
 }
 _METADATA: Json = {
     "type": "object",

@@ -10,12 +10,19 @@ import msgspec
 from mesh_registry.verbs import Agent, Bundle, Page
 from meshlib.wire.encoding import b64url, timestamp
 
+MAX_PAGE = 512 * 1024
+"""Bytes of a discovery's answer; clients read no more than 1 MiB. A page that is full ends early."""
+
 _ENCODER = msgspec.json.Encoder()
 
 
 def body(members: object) -> bytes:
     """JSON bytes."""
     return _ENCODER.encode(members)
+
+
+_FOUND_SIZE = 200
+"""Bytes of one agent found, besides its DID and capabilities, at most."""
 
 
 class _Found(msgspec.Struct):
@@ -32,17 +39,23 @@ class _Page(msgspec.Struct):
 
 
 def page(found: Page, utc: float, online_for: float) -> bytes:
-    """The answer of a discovery. Capabilities go out as the text they are stored as."""
-    results = [
-        _Found(
-            agent.did,
-            msgspec.Raw(agent.capabilities.encode()),
-            agent.reputation,
-            datetime.fromtimestamp(agent.last_seen, UTC),  # printed by msgspec: a tenth of what timestamp() costs
-            utc - agent.last_seen < online_for,
+    """The answer of a discovery, as many agents as fit. Capabilities go out as the text they are stored as."""
+    results = []
+    room = MAX_PAGE
+    for agent in found.found:
+        capabilities = agent.capabilities.encode()
+        room -= len(capabilities) + len(agent.did.encode()) + _FOUND_SIZE
+        if room < 0:
+            break
+        results.append(
+            _Found(
+                agent.did,
+                msgspec.Raw(capabilities),
+                agent.reputation,
+                datetime.fromtimestamp(agent.last_seen, UTC),  # printed by msgspec: a tenth of what timestamp() costs
+                utc - agent.last_seen < online_for,
+            )
         )
-        for agent in found.found
-    ]
     return _ENCODER.encode(_Page(results, found.total))
 
 

@@ -148,6 +148,7 @@ async def test_a_low_order_key_proves_nothing(site: Site) -> None:
         ("capabilities", [""]),
         ("capabilities", ["x" * 257]),
         ("capabilities", ["line\nfeed"]),
+        ("capabilities", [f"{number:02}" + "\U0001f4a3" * 30 for number in range(34)]),
         ("capabilities", "chat"),
         ("capabilities", [1]),
         ("metadata", {"a": 1}),
@@ -711,6 +712,23 @@ async def test_long_silent_agents_are_not_found(site: Site) -> None:
 )
 async def test_discovery_bounds_its_query(site: Site, query: str, status: int) -> None:
     said(await site.http.get(f"/v1/discover?{query}"), status)
+
+
+async def test_long_capabilities_do_not_make_an_answer_nobody_can_read() -> None:
+    site = Site(max_agents=300)
+    for number in range(200):
+        actor = Actor(f"poisoner {number}")
+        said(
+            await site.send(actor.registration(capabilities=("weather", *(f"{n}{chr(34) * 250}" for n in range(16))))),
+            201,
+        )
+        site.clock.advance(0.01)
+    answer = await site.send(wire.discover("weather", 200))
+    assert 500 * 1024 < len(answer.content) <= 512 * 1024
+    found = said(answer, 200)
+    assert found["total"] == 200
+    assert found["results"][0]["did"] == Actor("poisoner 199").did
+    assert len(wire.read_discovered(wire.Answer(200, answer.content))) == len(found["results"])
 
 
 async def test_names_survive_the_query(site: Site) -> None:
