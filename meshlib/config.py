@@ -81,6 +81,12 @@ class Limits:
     """Message ids remembered to drop duplicates, over all peers: a day at one message a second."""
     spent_ephemerals: int = 10_000
     """Ephemeral keys of past knocks remembered, so that a knock without one-time key is not replayed."""
+    spent_per_peer: int = 200
+    """The part of them one peer may fill. Beyond ``spent_ephemerals`` whoever fills most forgets first."""
+    knock_burst: int = 20
+    """Knocks one peer may send at once. An honest one sends one per restart, and a few more to heal a session."""
+    knock_every: float = 10.0
+    """Seconds until it may send one more. What is beyond is dropped before it costs an agreement."""
     payload: int = 512 * 1024
     """Bytes of one payload as JSON. Base64 and envelope bring it below the relay's frame limit of 1 MiB."""
     events: int = 1_000

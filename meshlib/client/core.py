@@ -32,6 +32,7 @@ from meshlib.client.events import (
 from meshlib.client.held import Held, HeldMessages
 from meshlib.client.inbox import Inbox
 from meshlib.client.keyring import Keyring, PrekeyUpload
+from meshlib.client.knocks import KnockRate, SpentOpenings
 from meshlib.client.outbox import Outbox
 from meshlib.client.peers import Entry, Peer, Wish
 from meshlib.clock import Instant
@@ -166,7 +167,8 @@ class ClientCore:
         self.outbox = Outbox(state.outbox, limits.outbox, state.outcomes)
         self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
         self.held = HeldMessages(limits)
-        self._spent: OrderedDict[bytes, None] = OrderedDict.fromkeys(state.spent_ephemerals)
+        self._spent = SpentOpenings(state.spent_ephemerals, limits)
+        self._knock_rate = KnockRate(limits)
         self._asked: dict[tuple[Did, MessageId], _Asked] = {}
         self._fetches: list[Did] = []
         self._retry_fetch: dict[Did, float] = {}
@@ -192,6 +194,7 @@ class ClientCore:
         taken.outbox = self.outbox.changes()
         taken.outcomes = self.outbox.ended()
         taken.inbox, taken.seen = self.inbox.changes()
+        taken.spent_ephemerals = self._spent.changes()
         return taken
 
     def writes(self) -> list[bytes]:
@@ -724,6 +727,11 @@ class ClientCore:
             return
         if (sender, MessageId(frame.id)) in self._asked:
             return  # the policy thinks about it
+        if not self._knock_rate.take(sender, now.monotonic):
+            # Each knock would cost agreements and an answer, and its sender nothing.
+            if self._knock_rate.report(sender):
+                self._events.append(FaultFound("knock", "the peer knocks too often: dropped unanswered", sender))
+            return
         establishment = frame.establishment
         if isinstance(establishment, frames.Unusable):
             self._refuse_knock(frame, sender, establishment.reason, now)
@@ -731,7 +739,7 @@ class ClientCore:
         opening: Opening | None = None
         sessions: tuple[Session, ...] = ()
         if establishment is not None:
-            if establishment.ek in self._spent:
+            if (sender, establishment.ek) in self._spent:
                 self._knock_again(frame, sender, establishment, now)
                 return
             try:
@@ -856,10 +864,7 @@ class ClientCore:
 
     def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
         if asked.opening is not None:
-            self._spent[bytes(asked.opening.ek)] = None
-            self._changes.spent_ephemerals.append(bytes(asked.opening.ek))
-            while len(self._spent) > self.limits.spent_ephemerals:
-                self._spent.popitem(last=False)
+            self._spent.add(sender, bytes(asked.opening.ek))
             peer = self.peer(sender).knocked(
                 MessageId(asked.knock.id), asked.opening, asked.sessions, self.limits.candidates_per_peer
             )

@@ -23,8 +23,9 @@ SEEN_KEPT = 100_000
 """Ids of messages that outlive a restart, the newest: as many as :class:`~meshlib.config.Limits` remembers."""
 OUTCOMES_KEPT = 10_000
 """Messages whose end a store remembers: a day at seven a minute."""
-SPENT_KEPT = 10_000
-"""Ephemeral keys of past knocks that outlive a restart, the newest: as many as the limits remember."""
+SPENT_KEPT = 20_000
+"""Marks of past knocks that outlive a restart, the newest: twice as many as the limits remember, because a client
+writes all that it remembers again each time it has written as many (:class:`meshlib.client.knocks.SpentOpenings`)."""
 
 _Item = TypeVar("_Item")
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 import os
+from collections import deque
 
 import msgspec
 import pytest
 
 from meshlib.client.events import DeliveryState, FaultFound, KnockReceived
+from meshlib.client.knocks import SpentOpenings
 from meshlib.config import Limits
 from meshlib.crypto.prekeys import make_bundle
 from meshlib.crypto.x3dh import Dialect
 from meshlib.identity import Did, Identity
 from meshlib.session import Session
+from meshlib.store.protocol import SPENT_KEPT, newest
 from meshlib.testing import MemoryClient, MemoryMesh, SeededEntropy
 from meshlib.wire import frames
 from meshlib.wire.codec import decode, encode
@@ -271,3 +274,76 @@ class TestQuestions:
         assert bob.payloads == ["hi"]
         self.answer(mesh, bob, mallory, bob.told(KnockReceived)[1].knock_id, accept=False)
         assert bob.core.held.size == 0
+
+
+class TestFloodsOfKnocks:
+    def test_a_sender_has_a_burst_of_knocks_and_then_one_at_a_time(self, mesh: MemoryMesh) -> None:
+        bob, mallory = mesh.agent("bob"), mesh.agent("mallory")
+        for number in range(100):
+            bob.receive(forged_knock(mallory, bob, number))
+        assert len(bob.told(KnockReceived)) == 20
+        assert len(bob.told(FaultFound)) == 1  # said once, not eighty times
+        assert len(mesh.inboxes[mallory.did]) == 20  # and the rest is not answered
+        assert len(mesh.acked) == 100  # nor offered again by the relay
+        mesh.clock.advance(10)
+        for number in range(100, 110):
+            bob.receive(forged_knock(mallory, bob, number))
+        assert len(bob.told(KnockReceived)) == 21
+
+    def test_a_flood_of_one_sender_costs_others_nothing(self, mesh: MemoryMesh) -> None:
+        alice, bob, mallory = mesh.agent("alice"), mesh.agent("bob"), mesh.agent("mallory")
+        for number in range(100):
+            bob.receive(forged_knock(mallory, bob, number))
+        alice.send(bob, "hello")
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+
+    def test_no_flood_brings_an_old_opening_back(self) -> None:
+        mesh = MemoryMesh()
+        limits = Limits(spent_ephemerals=60, spent_per_peer=30, candidates_per_peer=2, knock_burst=1000)
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=limits)
+        mesh.directory[bob.did].one_time.clear()
+        knock, message = opens(mesh, alice, bob)
+        bob.receive(knock)
+        bob.receive(message)
+        talk(mesh, alice, bob, 40)
+        for name in ("mallory", "molly", "mo"):
+            flooder = mesh.agent(name)
+            for number in range(200):
+                bob.receive(forged_knock(flooder, bob, number))
+        bob.receive(knock)
+        bob.receive(changed(message, id="another"))
+        assert bob.payloads.count("PAY 100") == 1
+
+
+def test_openings_are_remembered_per_sender_and_the_greediest_forgets_first() -> None:
+    limits = Limits(spent_ephemerals=10, spent_per_peer=6)
+    spent = SpentOpenings((), limits)
+    alice, mallory, molly = Did("did:mesh:a"), Did("did:mesh:b"), Did("did:mesh:c")
+    spent.add(alice, b"one")
+    for number in range(100):
+        spent.add(mallory, b"%d" % number)
+        spent.add(molly, b"%d" % number)
+    assert (alice, b"one") in spent
+    assert (mallory, b"99") in spent
+    assert (mallory, b"0") not in spent
+    assert (molly, b"one") not in spent
+    assert len(spent) == 10
+
+
+def test_a_store_that_keeps_twice_as_many_loses_none_of_them() -> None:
+    limits = Limits(spent_ephemerals=10, spent_per_peer=6)
+    window: deque[bytes] = deque(maxlen=20)
+    spent = SpentOpenings((), limits)
+    alice = Did("did:mesh:a")
+    spent.add(alice, b"one")
+    for number in range(200):
+        spent.add(Did(f"did:mesh:{number % 3}"), b"%d" % number)
+        window.extend(spent.changes())
+        if number % 7 == 0:
+            spent = SpentOpenings(newest(window), limits)  # a restart
+        assert (alice, b"one") in spent
+
+
+def test_the_store_keeps_twice_as_many_openings_as_a_client_remembers() -> None:
+    assert 2 * Limits().spent_ephemerals == SPENT_KEPT
