@@ -599,6 +599,11 @@ class RelayCore:
             return True
         return False
 
+    def _was_acked(self, entry: _Entry) -> bool:
+        key = (entry.mailbox.did, entry.sender, entry.id)
+        known = self._acked.get(key) or self._acked_before.get(key)
+        return known is not None and known == _fingerprint(entry.payload)
+
     def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int) -> str | None:
         limits = self.limits
         if pair.frames >= limits.pair_frames or pair.size + size > limits.pair_bytes:
@@ -810,6 +815,14 @@ class RelayCore:
             self._removals.append(entry.seq)
             self._removed.add(entry.seq)
 
+    def _redundant(self, entry: _Entry, state: bytes | None) -> None:
+        """Drop a pending frame that is a copy of one kept, or of one acked since it came."""
+        self.counters.retransmitted += 1
+        self._remove(entry)
+        sender = self._mailboxes.get(entry.sender)
+        if state is not None and sender is not None and sender.binding is not None:
+            self._receipt(sender.binding, entry.id, state)
+
     # --- storage ------------------------------------------------------------------------------------------------------
 
     def _load(self, binding: _Binding) -> None:
@@ -836,6 +849,11 @@ class RelayCore:
             self._committing = {e.seq: e for e in takewhile(lambda e: e.seq <= ripe, self._pending.values())}
             for seq in self._committing:
                 del self._pending[seq]
+        if self._acked or self._acked_before:
+            # The copy of a stored frame may have come before a page brought that one to its recipient, who acked it.
+            for entry in [entry for entry in self._committing.values() if self._was_acked(entry)]:
+                self._pending[entry.seq] = self._committing.pop(entry.seq)
+                self._redundant(entry, b"delivered")
         removals, self._removals = self._removals, []
         credentials, self._credentials = self._credentials, []
         proofs, self._proofs = self._proofs, []
@@ -949,9 +967,13 @@ class RelayCore:
                     continue
                 earlier = self._find(mailbox, entry.id, entry.sender)
                 # It is itself the earlier one when it went to a socket that has ended since. Otherwise an earlier one
-                # of the same bytes has been stored, and the page had it.
-                if earlier is None or earlier is entry or _print(earlier) != _fingerprint(entry.payload):
+                # of the same bytes has been pushed. Left here, this copy would be new once that one is acked.
+                if earlier is None and self._was_acked(entry):
+                    self._redundant(entry, b"delivered")
+                elif earlier is None or earlier is entry or _print(earlier) != _fingerprint(entry.payload):
                     self._push(binding, entry, entry.payload)
+                else:
+                    self._redundant(entry, b"stored" if earlier.committed else None)
         if more:
             if link.queued <= self.limits.outgoing_low:
                 self._load(binding)

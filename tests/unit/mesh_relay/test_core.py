@@ -236,6 +236,56 @@ def test_a_retransmission_while_its_recipient_catches_up_is_not_delivered_twice(
     assert relay.core.kept[0] == 2
 
 
+@pytest.mark.parametrize("acked", ["at once", "before the next transaction", "never"])
+@pytest.mark.parametrize("page_frames", [1, 512])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_copy_sent_while_its_recipient_catches_up_leaves_nothing_behind(
+    acked: str, page_frames: int, copies: int
+) -> None:
+    """After a restart the relay knows of the stored frame only what its pages say."""
+    before = Relay()
+    before.say(before.join(ALICE), message(BOB.did, "1"), message(BOB.did, "2"))
+    before.commit()
+    relay = Relay(before.inbox, page_frames=page_frames)
+    relay.wait(1)
+    relay.commit()
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB, FEATURES)
+    work = relay.core.take_work(relay.now)
+    relay.say(alice, *[message(BOB.did, "1")] * copies)
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    if acked == "at once":
+        relay.say(bob, ack("1"))
+    work = relay.core.take_work(relay.now)
+    if acked == "before the next transaction":
+        relay.say(bob, ack("1"))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    relay.commit()
+    assert relay.ids(bob) == ["1", "2"]
+    assert relay.receipts(alice)
+    assert relay.core.kept[0] == (2 if acked == "never" else 1)
+    relay.core.lost(bob)
+    again = relay.join(BOB, FEATURES)
+    relay.commit()
+    assert relay.ids(again) == (["1", "2"] if acked == "never" else ["2"])
+    assert relay.core.uncommitted == 0
+
+
+def test_of_two_copies_in_memory_only_one_is_kept(relay: Relay) -> None:
+    relay.say(relay.join(ALICE), message(BOB.did, "0"))
+    relay.commit()
+    bob, alice = relay.join(BOB), relay.join(ALICE)
+    work = relay.core.take_work(relay.now)
+    relay.say(alice, message(BOB.did, "1"), message(BOB.did, "1"))
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    relay.carry_out()
+    relay.say(bob, ack("0"), ack("1"))
+    relay.commit()
+    assert relay.ids(bob) == ["0", "1"]
+    assert relay.core.kept == (0, 0, 0)
+
+
 def test_catching_up_with_what_is_in_memory_minds_the_slow_reader() -> None:
     relay = Relay(outgoing_high=1000, outgoing_low=100)
     alice = relay.join(ALICE)
