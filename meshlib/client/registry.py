@@ -266,9 +266,9 @@ class RegistryClient:
             return
         try:
             moment = parsedate_to_datetime(date)
-        except ValueError:
+            theirs = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError, TypeError):  # no date, one beyond the calendar, or nothing like it
             return
-        theirs = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         ours = (started + self._utc()) / 2
         self.clock_skew = theirs + 0.5 - ours  # Date drops the fraction of its second
 

@@ -255,3 +255,23 @@ async def test_a_password_in_the_address_stays_out_of_messages() -> None:
         await client.discover("x")
     assert "registry.test/prefix" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +2300",
+        "Mon, 01 Jan 9999 23:59:59 -2300",
+        "Mon, 01 Jan 2026 00:00:00 +9999",
+        "Mon, 01 Jan 2026 00:00:00 +999999999999999",
+        "Mon, 99 Jan 2026 99:99:99 GMT",
+        "\x00",
+        "yesterday",
+        "",
+    ],
+)
+async def test_a_date_that_is_none_is_passed_over(date: str) -> None:
+    script = Script(httpx.Response(200, json={"reputation_score": 0.5}, headers=[(b"date", date.encode())]))
+    client = script.client()
+    assert await client.rate("did:mesh:bob", 1.0) == 0.5
