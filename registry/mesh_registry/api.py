@@ -141,12 +141,19 @@ async def _http_problem(_: HttpRequest, error: Exception) -> Response:
 async def _sweep(registry: Registry) -> None:
     while True:
         await asyncio.sleep(SWEEP_INTERVAL)
-        now = registry.now()
-        registry.core.sweep(now)
-        try:
-            await registry.store.sweep(now.utc)
-        except (StoreBusy, StoreFailed):
-            log.warning("sweep_failed")
+        await sweep(registry)
+
+
+async def sweep(registry: Registry) -> None:
+    """Forget proofs and agents that have expired."""
+    forgotten = 0
+    try:
+        while (count := await registry.store.sweep(registry.core.sweep(registry.now()))) > 0:
+            forgotten += count
+    except (StoreBusy, StoreFailed):
+        log.warning("sweep_failed")
+    if forgotten:
+        log.info("agents_forgotten", extra={"fields": {"count": forgotten}})
 
 
 class _Methods:

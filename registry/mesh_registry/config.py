@@ -69,6 +69,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str
             allow_legacy=chosen.allow_legacy,
             verify_tokens=bool(chosen.oidc_issuer),
             discoverable_for=chosen.discoverable_days * 86_400.0,
+            expire_after=chosen.expire_days * 86_400.0,
+            registrations=chosen.registrations_per_address,
             keys_per_target=chosen.keys_per_target,
             keys_per_requester=chosen.keys_per_requester,
         ),
@@ -100,6 +102,16 @@ def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str])
         help="admit agt-4 agents, which prove nothing, outside did:mesh:",
     )
     serve.add_argument("--discoverable-days", type=_number, default=preset("discoverable-days", "30"))
+    serve.add_argument(
+        "--expire-days", type=_number, default=preset("expire-days", "90"), help="silent agents are forgotten then"
+    )
+    serve.add_argument(
+        "--registrations-per-address",
+        type=_rate,
+        default=preset("registrations-per-address", "1000/10"),
+        metavar="BURST/PER_SECOND",
+        help="behind a reverse proxy all have its address, unless --trusted-proxies names it",
+    )
     serve.add_argument(
         "--keys-per-target",
         type=_rate,

@@ -10,6 +10,7 @@ decision comes out, and whatever is wrong with the request is a :class:`~mesh_re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Address, ip_address
 from typing import TypeAlias
 from urllib.parse import parse_qsl
 
@@ -43,7 +44,7 @@ from mesh_registry.proofs import (
     parse_credentials,
     request_proof,
 )
-from mesh_registry.refusal import Refusal, unauthenticated
+from mesh_registry.refusal import Refusal, too_soon, unauthenticated
 from mesh_registry.verbs import (
     Account,
     Caller,
@@ -58,6 +59,7 @@ from mesh_registry.verbs import (
     RecordSession,
     Register,
     SignedPrekey,
+    Sweep,
     TakePrekeys,
     Touch,
     Update,
@@ -178,6 +180,12 @@ class Policy:
     """Agents silent for longer are not found by discovery any more."""
     online_for: float = 90.0
     """Agents seen within this time count as online; upstream's number."""
+    expire_after: float = 90 * 86_400.0
+    """Agents silent for longer are forgotten."""
+    expire_unpublished_after: float = 3600.0
+    """Agents that published no prekeys, and so cannot be talked to, are forgotten when silent for longer."""
+    registrations: TokenRate = field(default_factory=lambda: TokenRate(1000, 10))
+    """Registrations from one address; of IPv6, from one network of 64 bits, which is what one subscriber has."""
     keys_per_target: TokenRate = field(default_factory=lambda: TokenRate(100, 2))
     """One-time keys handed out per agent: a burst of new peers, then as fast as an agent can supply them."""
     keys_per_requester: TokenRate = field(default_factory=lambda: TokenRate(2000, 50))
@@ -191,6 +199,7 @@ class Core:
         self.policy = policy
         self.used = UsedProofs()
         self._targets = Buckets(policy.keys_per_target)
+        self._registrations = Buckets(policy.registrations)
         self._requesters = Buckets(policy.keys_per_requester)
         self._deciders: dict[Endpoint, Callable[[Request, Account | None, Instant], Decision]] = {
             Endpoint.REGISTER: self._register,
@@ -250,9 +259,10 @@ class Core:
         for proof in proofs:
             self.used.restore(proof)
 
-    def sweep(self, now: Instant) -> None:
-        """Forget what has expired."""
+    def sweep(self, now: Instant) -> Sweep:
+        """Forget what has expired, and say what the store is to forget."""
         self.used.expire(now.utc)
+        return Sweep(now.utc, now.utc - self.policy.expire_unpublished_after, now.utc - self.policy.expire_after)
 
     # --- public reading ---------------------------------------------------------------------------------------------
 
@@ -284,7 +294,7 @@ class Core:
         they are. Without a token or key left the bundle comes without a one-time key, as X3DH foresees.
         """
         known = self._identify(request, account, now)
-        requester = f"did {account.did}" if known and account is not None else f"at {request.requester}"
+        requester = f"did {account.did}" if known and account is not None else f"at {_network(request.requester)}"
         granted = self._requesters.take(requester, now.monotonic) and self._targets.take(request.did, now.monotonic)
         return TakePrekeys(request.did, one_time=granted, last_ones=known)
 
@@ -306,8 +316,13 @@ class Core:
 
     def _register(self, request: Request, account: Account | None, now: Instant) -> Decision:
         body = parse(request.body, RegisterBody)
-        if body.proof is None and body.proof_timestamp is None:
-            return self._register_legacy(body, now)
+        legacy = body.proof is None and body.proof_timestamp is None
+        register = self._register_legacy(body, now) if legacy else self._register_proven(request, body, now)
+        if not self._registrations.take(_network(request.requester), now.monotonic):
+            raise too_soon("too many registrations from this address", 1 / self.policy.registrations.per_second)
+        return register
+
+    def _register_proven(self, request: Request, body: RegisterBody, now: Instant) -> Register:
         if body.proof is None or body.proof_timestamp is None:
             raise Refusal(422, "proof and proof_timestamp belong together")
         raw = key_of(body.public_key, "public_key")
@@ -359,7 +374,7 @@ class Core:
             self.used.spend(request_proof(credentials, request.method, request.target, request.body), registering=True)
         return credentials.bound is not None
 
-    def _register_legacy(self, body: RegisterBody, now: Instant) -> Decision:
+    def _register_legacy(self, body: RegisterBody, now: Instant) -> Register:
         if not self.policy.allow_legacy:
             raise unauthenticated(
                 "a registration needs proof and proof_timestamp; this registry does not admit agt-4 agents, "
@@ -508,6 +523,19 @@ class Core:
             )
         check_signature(key, credentials)
         check_bound_signature(key, credentials, request.method, request.target, request.body)
+
+
+def _network(requester: str) -> str:
+    """An address, or of IPv6 the network it is in: there a single subscriber has 2**64 addresses and more."""
+    try:
+        address = ip_address(requester.partition("%")[0])
+    except ValueError:
+        return requester
+    if isinstance(address, IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return address.packed[:8].hex()
 
 
 def _signing_key(account: Account) -> bytes:

@@ -244,7 +244,7 @@ def _paths() -> Json:
     return {
         "/v1/agents": {
             "post": _operation(
-                "register", "Register an agent.", "Registered", (401, 409, 503), status=201, body=registration,
+                "register", "Register an agent.", "Registered", (401, 409, 429, 503), status=201, body=registration,
                 security=_SIGNED_OR_NOT,
             ),
         },
@@ -290,7 +290,7 @@ def _paths() -> Json:
         },
         "/v1/registry/reputation/session": {
             "post": _operation(
-                "session", "Report how a session ended.", "SessionRecorded", (401, 403, 409, 503),
+                "session", "Report how a session ended.", "SessionRecorded", (401, 403, 404, 409, 503),
                 body=_ref("SessionReport"), security=_SIGNED,
             ),
         },

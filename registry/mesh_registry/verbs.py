@@ -233,6 +233,19 @@ class MarkVerified(Struct, frozen=True):
     now: float
 
 
+class Sweep(Struct, frozen=True):
+    """Forget proofs that have expired, and agents not seen since: a few at a time, so that nobody waits for it."""
+
+    now: float
+    unpublished_since: float
+    """Agents without prekeys, which nobody can talk to, last seen before this."""
+    silent_since: float
+    """Any others last seen before this."""
+
+
+MAX_SWEPT = 500
+"""Agents a sweep forgets at most; what is left is for the next one."""
+
 Change: TypeAlias = Register | Update | Delete | PutPrekeys | TakePrekeys | Touch | Rate | RecordSession | MarkVerified
 
 # --- what a change came to, where it is not just done ---------------------------------------------------------------

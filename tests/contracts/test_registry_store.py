@@ -21,6 +21,7 @@ from mesh_registry.verbs import (
     RecordSession,
     Register,
     SignedPrekey,
+    Sweep,
     TakePrekeys,
     TooSoon,
     Touch,
@@ -161,7 +162,7 @@ async def test_used_proofs_are_remembered_until_they_expire(store: RegistryStore
     digests = {used.digest for used in await store.used_proofs(1050.0)}
     assert digests == {proof("register").digest, proof("touch").digest}
     assert {used.digest for used in await store.used_proofs(1200.0)} == {proof("touch").digest}
-    await store.sweep(1200.0)
+    await store.sweep(Sweep(1200.0, 0.0, 0.0))
     assert {used.digest for used in await store.used_proofs(0.0)} == {proof("touch").digest}
 
 
@@ -197,6 +198,27 @@ async def test_a_deleted_agent_leaves_nothing(store: RegistryStore) -> None:
     assert await take_ids(store, "did:a:2", 3) == [1, 2, None]
     await store.register(agent("did:a:1", "chat"))
     assert await store.take_prekeys(TakePrekeys("did:a:1", True, True)) is None
+
+
+async def test_agents_expire_by_when_they_were_last_seen(store: RegistryStore) -> None:
+    for number in range(4):
+        await store.register(agent(f"did:a:{number}", "chat", now=1000.0))
+    for number in range(2):
+        change = put(f"did:a:{number}", one_time(1), by=caller(f"did:a:{number}", f"put {number}"), now=1000.0)
+        await store.put_prekeys(change)
+    assert await take_ids(store, "did:a:0", 1) == [1]
+    await store.touch(Touch(caller("did:a:1", "t1"), 3000.0, 10.0))
+    await store.touch(Touch(caller("did:a:3", "t3"), 3000.0, 10.0))
+    assert await store.sweep(Sweep(5000.0, 900.0, 900.0)) == 0
+    assert await store.sweep(Sweep(5000.0, 2000.0, 900.0)) == 1
+    assert await store.find("did:a:2") is None
+    assert await store.sweep(Sweep(5000.0, 2000.0, 2000.0)) == 1
+    assert await store.take_prekeys(TakePrekeys("did:a:0", True, True)) is None
+    page = await store.discover(Discover("chat", 10, 0.0))
+    assert {found.did for found in page.found} == {"did:a:1", "did:a:3"}
+    assert await store.count() == 2
+    assert await store.register(agent("did:a:0")) == "created"
+    assert await store.take_prekeys(TakePrekeys("did:a:0", True, True)) is None
 
 
 async def test_discovery_is_exact_freshest_first_bounded_and_leaves_out_the_silent(store: RegistryStore) -> None:

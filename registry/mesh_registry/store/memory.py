@@ -11,6 +11,7 @@ from mesh_registry.store.protocol import TOTAL_BOUND
 from mesh_registry.verbs import (
     INITIAL_REPUTATION,
     MAX_ONE_TIME_KEYS,
+    MAX_SWEPT,
     RATING_WEIGHT,
     SESSION_SCORES,
     SESSION_WEIGHT,
@@ -33,6 +34,7 @@ from mesh_registry.verbs import (
     Register,
     Registered,
     SignedPrekey,
+    Sweep,
     TakePrekeys,
     TooSoon,
     Touch,
@@ -226,8 +228,16 @@ class MemoryStore:
     async def count(self) -> int:
         return len(self._agents)
 
-    async def sweep(self, now: float) -> None:
-        self._proofs = {proof.digest: proof for proof in self._proofs.values() if proof.expires >= now}
+    async def sweep(self, change: Sweep) -> int:
+        self._proofs = {proof.digest: proof for proof in self._proofs.values() if proof.expires >= change.now}
+        gone = [
+            row.did
+            for row in self._agents.values()
+            if row.last_seen < (change.unpublished_since if row.signed is None else change.silent_since)
+        ][:MAX_SWEPT]
+        for did in gone:
+            del self._agents[did]
+        return len(gone)
 
     async def close(self) -> None:
         pass

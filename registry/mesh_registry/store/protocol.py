@@ -18,6 +18,7 @@ from mesh_registry.verbs import (
     RecordSession,
     Register,
     Registered,
+    Sweep,
     TakePrekeys,
     TooSoon,
     Touch,
@@ -89,8 +90,8 @@ class RegistryStore(Protocol):
     async def count(self) -> int:
         """How many agents are registered."""
 
-    async def sweep(self, now: float) -> None:
-        """Forget proofs that are no longer valid anyway."""
+    async def sweep(self, change: Sweep) -> int:
+        """How many agents have been forgotten; as many as possible when there are more. Their DIDs are free again."""
 
     async def close(self) -> None:
         """Finish what waits, then let go of the disk."""

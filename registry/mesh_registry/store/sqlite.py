@@ -25,6 +25,7 @@ from mesh_registry.store.writer import Writer
 from mesh_registry.verbs import (
     INITIAL_REPUTATION,
     MAX_ONE_TIME_KEYS,
+    MAX_SWEPT,
     RATING_WEIGHT,
     SESSION_SCORES,
     SESSION_WEIGHT,
@@ -46,6 +47,7 @@ from mesh_registry.verbs import (
     Register,
     Registered,
     SignedPrekey,
+    Sweep,
     TakePrekeys,
     TooSoon,
     Touch,
@@ -161,8 +163,8 @@ class SqliteStore:
     async def count(self) -> int:
         return await self._writer.run(lambda session: session.agents)
 
-    async def sweep(self, now: float) -> None:
-        await self._writer.run(partial(_Session.sweep, now=now))
+    async def sweep(self, change: Sweep) -> int:
+        return await self._writer.run(partial(_Session.sweep, change=change))
 
     async def close(self) -> None:
         await self._writer.close()
@@ -276,13 +278,7 @@ class _Session:
         agent = self._caller(change.caller)
         if agent is None:
             return False
-        self._unlist(agent)
-        self._pools.pop(change.caller.did, None)
-        self._flush_taken()
-        for table in ("one_time_prekey", "taken_prekey", "published_prekey"):
-            self._db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent,))  # noqa: S608
-        self._db.execute("DELETE FROM agent WHERE id = ?", (agent,))
-        self.agents -= 1
+        self._forget(agent, change.caller.did)
         return True
 
     def put_prekeys(self, change: PutPrekeys) -> int | PutRefused:
@@ -393,8 +389,16 @@ class _Session:
         for proof in proofs:
             self._use(proof)
 
-    def sweep(self, now: float) -> None:
-        self._db.execute("DELETE FROM used_proof WHERE expires < ?", (now,))
+    def sweep(self, change: Sweep) -> int:
+        self._db.execute("DELETE FROM used_proof WHERE expires < ?", (change.now,))
+        gone = self._db.execute(
+            "SELECT * FROM (SELECT id, did FROM agent WHERE signed_prekey IS NULL AND last_seen < ?1"
+            " UNION ALL SELECT id, did FROM agent WHERE signed_prekey IS NOT NULL AND last_seen < ?2) LIMIT ?3",
+            (change.unpublished_since, change.silent_since, MAX_SWEPT),
+        ).fetchall()
+        for agent, did in gone:
+            self._forget(agent, did)
+        return len(gone)
 
     # --- parts of verbs ---------------------------------------------------------------------------------------------
 
@@ -411,6 +415,15 @@ class _Session:
                 (caller.bound, agent, caller.bound),
             )
         return agent
+
+    def _forget(self, agent: int, did: str) -> None:
+        self._unlist(agent)
+        self._pools.pop(did, None)
+        self._flush_taken()
+        for table in ("one_time_prekey", "taken_prekey", "published_prekey"):
+            self._db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent,))  # noqa: S608
+        self._db.execute("DELETE FROM agent WHERE id = ?", (agent,))
+        self.agents -= 1
 
     def _use(self, proof: Proof | None) -> None:
         if proof is not None:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from mesh_registry.api import sweep
 from mesh_registry.buckets import Rate
 from mesh_registry.core import Policy
 
@@ -175,6 +176,33 @@ async def test_members_of_the_wrong_shape_or_size_are_named(site: Site, member: 
 async def test_unknown_members_are_ignored_and_repeated_capabilities_dropped(site: Site) -> None:
     said(await site.send(changed(ALICE.registration(), capabilities=["b", "a", "b"], future={"x": [1]})), 201)
     assert (await record(site, ALICE.did))["capabilities"] == ["b", "a"]
+
+
+async def test_registrations_are_rationed_per_address() -> None:
+    site = Site(Policy(registrations=Rate(2, 0.1)))
+    said(await site.send(ALICE.registration()), 201)
+    said(await site.send(wire.Request("POST", "/v1/agents", b"{}")), 422)
+    said(await site.send(ALICE.registration(NOON + 1)), 409)
+    answer = await site.send(BOB.registration())
+    said(answer, 429, "this address")
+    assert answer.headers["retry-after"] == "10"
+    site.clock.advance(10)
+    said(await site.send(BOB.registration()), 201)
+
+
+async def test_who_never_published_prekeys_or_is_silent_for_long_is_forgotten(site: Site) -> None:
+    said(await site.send(MALLORY.registration()), 201)
+    await site.join(ALICE)
+    site.clock.advance(3700)
+    await sweep(site.registry)
+    said(await site.send(wire.get_agent(MALLORY.did)), 404)
+    site.clock.advance(80 * 86_400)
+    await sweep(site.registry)
+    said(await site.send(wire.get_agent(ALICE.did)), 200)
+    site.clock.advance(10 * 86_400)
+    await sweep(site.registry)
+    said(await site.send(wire.get_agent(ALICE.did)), 404)
+    said(await site.send(ALICE.registration(site.clock.utc)), 201)
 
 
 # --- authentication -------------------------------------------------------------------------------------------------

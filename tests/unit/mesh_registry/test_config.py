@@ -32,6 +32,8 @@ def test_the_environment_sets_every_option_and_the_command_line_wins() -> None:
         "MESH_REGISTRY_STORE": ":memory:",
         "MESH_REGISTRY_ALLOW_LEGACY": "true",
         "MESH_REGISTRY_DISCOVERABLE_DAYS": "1.5",
+        "MESH_REGISTRY_EXPIRE_DAYS": "2",
+        "MESH_REGISTRY_REGISTRATIONS_PER_ADDRESS": "7/0.25",
         "MESH_REGISTRY_KEYS_PER_TARGET": "10/0.5",
         "MESH_REGISTRY_KEYS_PER_REQUESTER": "20/1",
         "MESH_REGISTRY_OIDC_ISSUER": "https://issuer.test",
@@ -47,6 +49,7 @@ def test_the_environment_sets_every_option_and_the_command_line_wins() -> None:
     assert chosen.policy.allow_legacy
     assert chosen.policy.verify_tokens
     assert chosen.policy.discoverable_for == 129_600
+    assert (chosen.policy.expire_after, chosen.policy.registrations) == (172_800, Rate(7, 0.25))
     assert (chosen.policy.keys_per_target, chosen.policy.keys_per_requester) == (Rate(10, 0.5), Rate(20, 1))
     assert (chosen.max_agents, chosen.max_connections, chosen.trusted_proxies) == (5, 6, "10.0.0.1")
     assert (chosen.log_level, chosen.log_format) == ("debug", "json")

@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_registry.buckets import Rate
 from mesh_registry.core import Core, Decision, Endpoint, Policy, Request
 from mesh_registry.proofs import Reply
 from mesh_registry.refusal import Refusal
@@ -142,6 +144,24 @@ def test_any_change_to_a_signed_request_is_refused(data: st.DataObject) -> None:
     decision = outcome(Core(Policy()), request(Endpoint.UPDATE, **fields), account())
     # The last character of base64 has bits nobody reads.
     assert isinstance(decision, Refusal) or (name in ("authorization", "bound") and place == len(value) - 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_counts_as_one_address(one: str, other: str, same: bool) -> None:
+    core = Core(Policy(registrations=Rate(1, 0.001)))
+    for actor, requester in ((ALICE, one), (Actor("bob"), other)):
+        asked = request(Endpoint.REGISTER, method="POST", body=actor.registration().body, requester=requester)
+        decided = outcome(core, asked, None)
+    assert isinstance(decided, Refusal) == same
 
 
 def test_a_request_under_way_is_not_carried_out_twice() -> None:
