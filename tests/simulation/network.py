@@ -60,7 +60,7 @@ class Network:
     bends: dict[tuple[str, str], deque[tuple[str, int]]] = field(default_factory=dict)
     """What happens to the next frames of an agent, by agent and direction."""
     wire: list[tuple[str, str, bytes]] = field(default_factory=list)
-    """What an attacker on the path has seen: agent, direction, frame."""
+    """What has arrived, and an attacker on the path can say again: agent, direction, frame."""
     on_frame: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -127,7 +127,6 @@ class Socket:
         """Send a frame ``up`` to the relay or ``down`` to the client."""
         if not self.whole:
             return
-        self.net.wire.append((self.agent, direction, raw))
         bends = self.net.bends.get((self.agent, direction))
         delay = self._chance.expovariate(1 / self._pace)
         copies = [raw]
@@ -153,6 +152,7 @@ class Socket:
     def _arrive(self, direction: str, raw: bytes) -> None:
         if not self.whole and direction != self._draining:
             return
+        self.net.wire.append((self.agent, direction, raw))
         if direction == "up":
             self.relay.hear(self, raw)
         else:

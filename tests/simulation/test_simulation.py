@@ -8,7 +8,7 @@ from tests.simulation.faults import KINDS, plan
 from tests.simulation.runs import Totals, explain, run_seeds
 from tests.simulation.world import Parts, run
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "800"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "500"))
 
 
 @pytest.mark.slow
