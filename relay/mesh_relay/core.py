@@ -119,6 +119,7 @@ class _Entry:
         "payload",
         "print",
         "pushed_at",
+        "replaces",
         "sender",
         "seq",
         "size",
@@ -147,6 +148,7 @@ class _Entry:
         self.print = 0  # the fingerprint, taken when the payload goes
         self.committed = False
         self.pushed_at = 0.0  # monotonic, of a control frame
+        self.replaces: tuple[int, ...] = ()  # what leaves the inbox in the transaction that brings this one
 
 
 class _Mailbox:
@@ -550,16 +552,19 @@ class RelayCore:
             except InvalidValue as error:
                 self._complain(link, f"to: {error}", frame_id)
                 return
-        if (mailbox.awaiting or self._acked or self._acked_before) and self._known(binding, mailbox, frame_id, raw):
+        earlier = self._find(mailbox, frame_id, binding.did) if mailbox.awaiting else None
+        if (earlier or self._acked or self._acked_before) and self._known(binding, mailbox, frame_id, earlier, raw):
             return
         pair = mailbox.pairs.get(binding.did) or _Pair()
         size = len(raw)
-        if refusal := self._over_quota(mailbox, pair, size):
+        if refusal := self._over_quota(mailbox, pair, size, earlier):
             self._refuse(binding, frame_id, refusal)
             return
         kind = envelope.type
         self._seq = seq = self._seq + 1
         entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
+        if earlier is not None:
+            self._replace(earlier, entry)
         if not pair.frames:
             mailbox.pairs[binding.did] = pair
             self._mailboxes[to] = mailbox
@@ -575,22 +580,19 @@ class RelayCore:
         if kind in KNOCK_ANSWERS and binding.controls and envelope.knock_id is not msgspec.UNSET:
             self._answered(binding, to, envelope.knock_id)
 
-    def _known(self, binding: _Binding, mailbox: _Mailbox, frame_id: str, raw: bytes) -> bool:
+    def _known(self, binding: _Binding, mailbox: _Mailbox, frame_id: str, earlier: _Entry | None, raw: bytes) -> bool:
         """Deal with a retransmission: the same bytes of the same sender and id are not delivered twice.
 
         An SDK ends its session over a duplicate. Other bytes under the same id are the message encrypted anew,
         for a recipient that could not read the first: they take its place.
         """
-        earlier = self._find(mailbox, frame_id, binding.did)
         if earlier is not None:
-            if _print(earlier) == _fingerprint(raw):
-                self.counters.retransmitted += 1
-                if earlier.committed:
-                    self._receipt(binding, frame_id, b"stored")
-                return True
-            self._forget(earlier)
-            self._remove(earlier)
-            return False
+            if _print(earlier) != _fingerprint(raw):
+                return False
+            self.counters.retransmitted += 1
+            if earlier.committed:
+                self._receipt(binding, frame_id, b"stored")
+            return True
         key = (mailbox.did, binding.did, frame_id)
         known = self._acked.get(key) or self._acked_before.get(key)
         if known is not None and known == _fingerprint(raw):
@@ -604,13 +606,16 @@ class RelayCore:
         known = self._acked.get(key) or self._acked_before.get(key)
         return known is not None and known == _fingerprint(entry.payload)
 
-    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int) -> str | None:
-        limits = self.limits
-        if pair.frames >= limits.pair_frames or pair.size + size > limits.pair_bytes:
+    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int, earlier: _Entry | None) -> str | None:
+        """Why there is no room for a frame of this size, in place of ``earlier``."""
+        limits, more = self.limits, 1
+        if earlier is not None:
+            more, size = 0, size - earlier.size
+        if pair.frames + more > limits.pair_frames or pair.size + size > limits.pair_bytes:
             return "too much is waiting from you for this recipient"
-        if mailbox.frames >= limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
+        if mailbox.frames + more > limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
             return "the recipient's inbox is full"
-        if self._frames >= limits.total_frames or self._size + size > limits.total_bytes:
+        if self._frames + more > limits.total_frames or self._size + size > limits.total_bytes:
             return "the relay's store is full"
         return None
 
@@ -811,9 +816,21 @@ class RelayCore:
         self._uncount(entry.mailbox, entry.sender, entry.pair, entry.size)
         if self._pending.pop(entry.seq, None) is not None:
             self._pending_size -= entry.size
+            self._removals.extend(entry.replaces)
         else:
             self._removals.append(entry.seq)
             self._removed.add(entry.seq)
+
+    def _replace(self, earlier: _Entry, entry: _Entry) -> None:
+        """Let ``entry`` take the place of ``earlier``, which stays in the inbox until this one is there."""
+        self._forget(earlier)
+        self._uncount(earlier.mailbox, earlier.sender, earlier.pair, earlier.size)
+        if self._pending.pop(earlier.seq, None) is not None:
+            self._pending_size -= earlier.size
+            entry.replaces = earlier.replaces
+        else:
+            self._removed.add(earlier.seq)
+            entry.replaces = (earlier.seq,)
 
     def _redundant(self, entry: _Entry, state: bytes | None) -> None:
         """Drop a pending frame that is a copy of one kept, or of one acked since it came."""
@@ -855,6 +872,7 @@ class RelayCore:
                 self._pending[entry.seq] = self._committing.pop(entry.seq)
                 self._redundant(entry, b"delivered")
         removals, self._removals = self._removals, []
+        removals += [seq for entry in self._committing.values() for seq in entry.replaces]
         credentials, self._credentials = self._credentials, []
         proofs, self._proofs = self._proofs, []
         self._loading, self._loads = self._loads, []
@@ -876,11 +894,18 @@ class RelayCore:
 
     def failed(self, work: Work) -> None:
         """The transaction did not happen: its work is due again. Nothing was promised, so nothing is lost."""
+        replaced = {seq for entry in self._committing.values() for seq in entry.replaces}
+        self._removals = [*(seq for seq in work.removals if seq not in replaced), *self._removals]
         self._pending = self._committing | self._pending
         self._committing = {}
-        for seq in self._removed & self._pending.keys():  # acked meanwhile: nothing to write after all
-            self._pending_size -= self._pending.pop(seq).size
-        self._removals = [*work.removals, *self._removals]
+        heirs = {seq: entry for entry in self._pending.values() for seq in entry.replaces}
+        for seq in self._removed & self._pending.keys():  # acked or replaced meanwhile: nothing to write after all
+            entry = self._pending.pop(seq)
+            self._pending_size -= entry.size
+            if (heir := heirs.get(seq)) is not None:
+                heir.replaces += entry.replaces
+            else:
+                self._removals.extend(entry.replaces)
         self._credentials = [*work.credentials, *self._credentials]
         self._proofs = [*work.proofs, *self._proofs]
         self._loads = [*self._loading, *self._loads]

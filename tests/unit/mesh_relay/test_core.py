@@ -1,5 +1,6 @@
 """Routing, keeping, acking and replaying, one transition at a time: pitfalls 4, 22 to 28."""
 
+import json
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mesh_relay.core import Link
+from mesh_relay.records import Load, Work
 
 from meshlib.identity import Identity
 from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, MALLORY, Relay, ack, connect_frame, dump, message
@@ -497,6 +499,110 @@ def test_a_message_encrypted_anew_takes_the_place_of_the_old_one(relay: Relay, w
     relay.commit()
     assert relay.core.kept == (0, 0, 0)
     assert relay.inbox.open().usage == []
+
+
+def inbox_bodies(relay: Relay) -> list[str]:
+    """What a relay killed now would find."""
+    page = relay.inbox.run(Work(loads=[Load(BOB.did, 0)], page_frames=100, page_bytes=100_000)).pages[0]
+    return [json.loads(stored.frame)["body"] for stored in page.frames]
+
+
+@pytest.mark.parametrize("failing", [(), (1,), (0, 1), (2,)])
+def test_a_stored_frame_stays_until_its_replacement_is(relay: Relay, failing: tuple[int, ...]) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="0"))
+    relay.commit()
+    for step in range(6):
+        if step in (0, 1, 3):
+            relay.say(alice, message(BOB.did, "1", body=str(step + 1)))
+        work = relay.core.take_work(relay.now)
+        if step in failing:
+            relay.core.failed(work)
+        else:
+            relay.core.stored(work, relay.inbox.run(work), relay.now)
+        assert len(inbox_bodies(relay)) == 1
+        assert relay.core.kept[0] == 1
+    assert inbox_bodies(relay) == ["4"]
+    relay.say(bob, ack("1"))
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.inbox.open().usage == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_replacement_of_the_replacement_under_way_loses_nothing(relay: Relay, fails: bool) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="old"))
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1", body="new"))
+    work = relay.core.take_work(relay.now, everything=True)
+    relay.say(alice, message(BOB.did, "1", body="old"))
+    if fails:
+        relay.core.failed(work)
+    else:
+        relay.core.stored(work, relay.inbox.run(work), relay.now)
+    assert len(inbox_bodies(relay)) == 1
+    work = relay.core.take_work(relay.now)
+    relay.core.stored(work, relay.inbox.run(work), relay.now)
+    assert len(inbox_bodies(relay)) == 1
+    relay.core.lost(bob)
+    relay.commit()
+    assert inbox_bodies(relay) == ["old"]
+    again = relay.join(BOB)
+    relay.commit()
+    assert relay.ids(again) == ["1"]
+    relay.say(again, ack("1"))
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+    assert relay.core.uncommitted == 0
+    assert relay.inbox.open().usage == []
+
+
+def test_the_ack_of_a_replacement_not_stored_yet_removes_what_it_replaced(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    for body in ("a", "b", "c"):
+        relay.say(alice, message(BOB.did, "1", body=body))
+        if body == "a":
+            relay.commit()
+    relay.say(bob, ack("1"))
+    relay.commit()
+    assert inbox_bodies(relay) == []
+    assert relay.core.kept == (0, 0, 0)
+
+
+def test_a_frame_is_not_read_from_the_inbox_once_its_replacement_has_come(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="old"))
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1", body="new"))
+    relay.core.lost(bob)
+    again = relay.join(BOB)
+    relay.commit(everything=False)
+    assert [frame["body"] for frame in relay.got[again]] == ["new"]
+
+
+def test_a_replacement_beyond_the_quota_is_refused_and_the_old_one_stays() -> None:
+    relay = Relay(pair_bytes=1000)
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="old"))
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1", body="x" * 1000))
+    assert relay.receipts(alice)[-1] == ("1", "refused")
+    relay.say(bob, ack("1"))
+    assert relay.receipts(alice)[-1] == ("1", "delivered")
+    relay.commit()
+    assert relay.core.kept == (0, 0, 0)
+
+
+@pytest.mark.parametrize("limits", [{"pair_frames": 1}, {"pair_bytes": 800}, {"total_frames": 1}, {"total_bytes": 800}])
+def test_a_replacement_needs_only_the_room_it_adds(limits: dict[str, Any]) -> None:
+    relay = Relay(**limits)
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(BOB.did, "1", body="x" * 400))
+    relay.commit()
+    relay.say(alice, message(BOB.did, "1", body="y" * 400))
+    assert relay.errors(alice) == []
+    assert len(relay.ids(bob)) == 2
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
