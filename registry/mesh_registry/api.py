@@ -420,7 +420,10 @@ async def _rate(registry: Registry, verb: Rate) -> Answered:
 
 
 async def _record_session(registry: Registry, verb: RecordSession) -> Answered:
-    return 200, render.session(verb.session_id, verb.outcome, await registry.store.record_session(verb))
+    reputation = await registry.store.record_session(verb)
+    if reputation is None:
+        raise Refusal(404, "initiator_amid and receiver_amid must both be registered")
+    return 200, render.session(verb.session_id, verb.outcome, reputation)
 
 
 async def _check_token(registry: Registry, check: CheckToken) -> Answered:

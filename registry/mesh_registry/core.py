@@ -199,6 +199,7 @@ class Core:
         self.policy = policy
         self.used = UsedProofs()
         self._targets = Buckets(policy.keys_per_target)
+        self._targets_of_known = Buckets(policy.keys_per_target)
         self._registrations = Buckets(policy.registrations)
         self._requesters = Buckets(policy.keys_per_requester)
         self._deciders: dict[Endpoint, Callable[[Request, Account | None, Instant], Decision]] = {
@@ -290,12 +291,14 @@ class Core:
     def _get_prekeys(self, request: Request, account: Account | None, now: Instant) -> Decision:
         """Fetching a bundle always works; what strangers can drain is only the supply of one-time keys.
 
-        Each key costs a token of the requester and one of the target, and the last few are for agents that prove who
-        they are. Without a token or key left the bundle comes without a one-time key, as X3DH foresees.
+        Each key costs a token of the requester and one of the target. Agents that prove who they are have a bucket of
+        the target to themselves, which strangers cannot empty, and the last few keys. Without a token or key left the
+        bundle comes without a one-time key, as X3DH foresees.
         """
         known = self._identify(request, account, now)
         requester = f"did {account.did}" if known and account is not None else f"at {_network(request.requester)}"
-        granted = self._requesters.take(requester, now.monotonic) and self._targets.take(request.did, now.monotonic)
+        targets = self._targets_of_known if known else self._targets
+        granted = self._requesters.take(requester, now.monotonic) and targets.take(request.did, now.monotonic)
         return TakePrekeys(request.did, one_time=granted, last_ones=known)
 
     def _identify(self, request: Request, account: Account | None, now: Instant) -> bool:

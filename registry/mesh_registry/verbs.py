@@ -281,12 +281,14 @@ SESSION_WEIGHT = 0.2
 SESSION_SCORES = {Outcome.SUCCESS: 1.0, Outcome.FAILED: 0.0, Outcome.TIMEOUT: 0.2}
 """What an outcome counts for. Both sides gain by success; the receiver alone answers for the rest."""
 
+REPORTS_KEPT = 90 * 86_400.0
+"""Seconds it is remembered who has reported on which session."""
 
-def shares(session: RecordSession) -> tuple[str, ...]:
-    """Whose reputation a session moves."""
-    if session.outcome is Outcome.SUCCESS:
-        return (session.receiver, session.initiator)
-    return (session.receiver,)
+
+def share(session: RecordSession) -> str | None:
+    """Whose reputation a report moves: the other side's, if it answers for such an outcome. Nobody praises itself."""
+    other = session.initiator if session.caller.did == session.receiver else session.receiver
+    return other if session.outcome is Outcome.SUCCESS or other == session.receiver else None
 
 
 RESERVED_SHARE = 5

@@ -1,6 +1,6 @@
 """One suite over every registry store: they agree, verb by verb."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -140,7 +140,7 @@ async def test_unknown_agents_are_none(store: RegistryStore) -> None:
     assert await store.touch(Touch(nobody, 1.0, 10.0)) is None
     assert await store.rate(Rate(nobody, "did:a:nobody", 1.0)) is None
     report = RecordSession(nobody, "s", "did:a:nobody", "did:a:1", Outcome.SUCCESS, 1.0)
-    assert await store.record_session(report) == {}
+    assert await store.record_session(report) is None
     assert await store.mark_verified(MarkVerified(nobody, None, None, 1.0)) is None
 
 
@@ -334,17 +334,50 @@ async def test_reputation_is_a_moving_average(store: RegistryStore) -> None:
     await store.register(agent("did:a:1"))
     await store.register(agent("did:a:2"))
     assert await store.rate(Rate(caller("did:a:2"), "did:a:1", 1.0)) == pytest.approx(0.65)
-    report = RecordSession(caller("did:a:1", "s1"), "s", "did:a:1", "did:a:2", Outcome.SUCCESS, 2000.0)
-    assert await store.record_session(report) == pytest.approx({"did:a:1": 0.72, "did:a:2": 0.6})
-    report = RecordSession(caller("did:a:1", "s2"), "s", "did:a:1", "did:a:2", Outcome.TIMEOUT, 2001.0)
-    assert await store.record_session(report) == pytest.approx({"did:a:2": 0.52})
-    report = RecordSession(caller("did:a:1", "s3"), "s", "did:a:1", "did:a:gone", Outcome.FAILED, 2002.0)
-    assert await store.record_session(report) == {}
+
+
+async def test_a_session_report_moves_the_other_side_once(store: RegistryStore) -> None:
+    calls = 0
+
+    async def report(by: str, session: str, outcome: Outcome, receiver: str = "did:a:2") -> Mapping[str, float] | None:
+        nonlocal calls
+        calls += 1
+        change = RecordSession(caller(by, f"s{calls}"), session, "did:a:1", receiver, outcome, 2000.0 + calls)
+        return await store.record_session(change)
+
+    await store.register(agent("did:a:1"))
+    await store.register(agent("did:a:2"))
+    assert await report("did:a:1", "s", Outcome.SUCCESS) == pytest.approx({"did:a:2": 0.6})
+    assert await report("did:a:1", "s", Outcome.SUCCESS) == pytest.approx({"did:a:2": 0.6}), "counts once"
+    assert await report("did:a:1", "s", Outcome.FAILED) == pytest.approx({"did:a:2": 0.6}), "whatever the outcome"
+    assert await report("did:a:2", "s", Outcome.SUCCESS) == pytest.approx({"did:a:1": 0.6})
+    assert await report("did:a:1", "t", Outcome.TIMEOUT) == pytest.approx({"did:a:2": 0.52})
+    assert await report("did:a:2", "t", Outcome.FAILED) == {}, "the initiator does not answer for it"
+    assert await report("did:a:1", "u", Outcome.SUCCESS, "did:a:gone") is None
     found = await store.find("did:a:2")
     assert found is not None
     sessions = (found.total_sessions, found.successful_sessions, found.failed_sessions, found.timeout_sessions)
     assert sessions == (2, 1, 0, 1)
-    assert found.last_session_at == 2001.0
+    assert found.last_session_at == 2005.0
+    await store.sweep(Sweep(2000.0 + 91 * 86_400, 0.0, 0.0))
+    assert await report("did:a:1", "s", Outcome.SUCCESS) == pytest.approx({"did:a:2": 0.616})
+
+
+async def test_a_taken_key_is_never_handed_out_again(store: RegistryStore) -> None:
+    await store.register(agent("did:a:1"))
+    await store.put_prekeys(put("did:a:1", one_time(1, 2, 3), by=caller("did:a:1", "one")))
+    assert await take_ids(store, "did:a:1", 1) == [1]
+    assert await store.put_prekeys(put("did:a:1", one_time(1, 2, 3), by=caller("did:a:1", "two"))) == 2
+    assert await take_ids(store, "did:a:1", 1) == [2]
+    assert await store.put_prekeys(put("did:a:1", one_time(1, salt=4), by=caller("did:a:1", "three"))) == 1
+    assert await take_ids(store, "did:a:1", 2) == [1, None]
+    other_id = (OneTimePrekey(9, one_time(2)[0].public_key),)
+    again = put("did:a:1", one_time(1, 2, 3) + other_id, by=caller("did:a:1", "four"))
+    assert await store.put_prekeys(again) == 1
+    assert await take_ids(store, "did:a:1", 2) == [3, None]
+    merged = put("did:a:1", one_time(20) + other_id, merge=True, by=caller("did:a:1", "five"))
+    assert await store.put_prekeys(merged) == 1
+    assert await take_ids(store, "did:a:1", 2) == [20, None]
 
 
 async def test_verification_is_recorded(store: RegistryStore) -> None:

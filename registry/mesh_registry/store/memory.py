@@ -13,6 +13,7 @@ from mesh_registry.verbs import (
     MAX_ONE_TIME_KEYS,
     MAX_SWEPT,
     RATING_WEIGHT,
+    REPORTS_KEPT,
     SESSION_SCORES,
     SESSION_WEIGHT,
     Account,
@@ -41,7 +42,7 @@ from mesh_registry.verbs import (
     Update,
     moved_average,
     reserved,
-    shares,
+    share,
 )
 
 
@@ -65,6 +66,8 @@ class _Row:
     signed: SignedPrekey | None = None
     one_time: dict[int, bytes] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
+    spent: set[bytes] = field(default_factory=set)
+    reported: dict[str, float] = field(default_factory=dict)
     peak: int = 0
     published: set[bytes] = field(default_factory=set)
 
@@ -155,9 +158,10 @@ class MemoryStore:
                 row.one_time.get(key.key_id) == key.public_key for key in change.one_time
             )
             return _left(row) if unchanged else PutRefused.SEEN
+        spent = row.spent | {row.one_time[key_id] for key_id in row.taken if key_id in row.one_time}
         kept = {key_id: key for key_id, key in row.one_time.items() if change.merge and key_id not in row.taken}
         for key in change.one_time:
-            if change.merge and key.key_id in row.taken:
+            if (change.merge and key.key_id in row.taken) or key.public_key in spent:
                 continue
             if kept.setdefault(key.key_id, key.public_key) != key.public_key:
                 return PutRefused.OTHER_KEY
@@ -166,6 +170,7 @@ class MemoryStore:
         if change.caller is not None:
             self._caller(change.caller)
         row.one_time = kept
+        row.spent = spent
         row.taken = row.taken if change.merge else set()
         row.peak = len(kept)
         row.signing_key = change.signing_key
@@ -205,18 +210,20 @@ class MemoryStore:
         row.reputation = moved_average(row.reputation, change.score, RATING_WEIGHT)
         return row.reputation
 
-    async def record_session(self, change: RecordSession) -> Mapping[str, float]:
-        if self._caller(change.caller) is None:
+    async def record_session(self, change: RecordSession) -> Mapping[str, float] | None:
+        if change.initiator not in self._agents or change.receiver not in self._agents:
+            return None
+        reporter = self._caller(change.caller)
+        did = share(change)
+        if reporter is None or did is None:
             return {}
-        updated: dict[str, float] = {}
-        for did in shares(change):
-            row = self._agents.get(did)
-            if row is not None:
-                row.reputation = moved_average(row.reputation, SESSION_SCORES[change.outcome], SESSION_WEIGHT)
-                row.outcomes.append(change.outcome)
-                row.last_session_at = change.now
-                updated[did] = row.reputation
-        return updated
+        row = self._agents[did]
+        if change.session_id not in reporter.reported:
+            reporter.reported[change.session_id] = change.now
+            row.reputation = moved_average(row.reputation, SESSION_SCORES[change.outcome], SESSION_WEIGHT)
+            row.outcomes.append(change.outcome)
+            row.last_session_at = change.now
+        return {did: row.reputation}
 
     async def mark_verified(self, change: MarkVerified) -> Agent | None:
         row = self._caller(change.caller)
@@ -230,6 +237,8 @@ class MemoryStore:
 
     async def sweep(self, change: Sweep) -> int:
         self._proofs = {proof.digest: proof for proof in self._proofs.values() if proof.expires >= change.now}
+        for row in self._agents.values():
+            row.reported = {name: at for name, at in row.reported.items() if at >= change.now - REPORTS_KEPT}
         gone = [
             row.did
             for row in self._agents.values()

@@ -70,7 +70,7 @@ class RegistryStore(Protocol):
         """Whether there was something to delete. Its prekeys go with it."""
 
     async def put_prekeys(self, change: PutPrekeys) -> int | PutRefused:
-        """How many one-time keys there are now. A merge neither drops nor brings back a key that was taken."""
+        """How many one-time keys there are now. A key that was taken is not handed out again."""
 
     async def take_prekeys(self, change: TakePrekeys) -> Bundle | None:
         """The bundle, or None when none is published. A one-time key is handed out once, whatever happens."""
@@ -81,8 +81,9 @@ class RegistryStore(Protocol):
     async def rate(self, change: Rate) -> float | None:
         """The reputation afterwards, or None when there is no such agent."""
 
-    async def record_session(self, change: RecordSession) -> Mapping[str, float]:
-        """The reputations afterwards of those participants that are registered."""
+    async def record_session(self, change: RecordSession) -> Mapping[str, float] | None:
+        """The reputation afterwards of whom the report concerns, moved unless its reporter has reported on this
+        session before. None when a participant is not registered."""
 
     async def mark_verified(self, change: MarkVerified) -> Agent | None:
         """The changed record, or None when there is no such agent."""

@@ -8,6 +8,7 @@ the price.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from mesh_registry.verbs import (
     MAX_ONE_TIME_KEYS,
     MAX_SWEPT,
     RATING_WEIGHT,
+    REPORTS_KEPT,
     SESSION_SCORES,
     SESSION_WEIGHT,
     Account,
@@ -54,7 +56,7 @@ from mesh_registry.verbs import (
     Update,
     moved_average,
     reserved,
-    shares,
+    share,
 )
 
 APPLICATION_ID = 0x6D657368
@@ -64,7 +66,7 @@ POOLS = 4096
 """Bundles with their one-time keys kept ready by the writer. 200 keys each make some 30 KiB, so at most 120 MiB."""
 
 TAKEN_REMEMBERED = 1000
-"""Ids of taken keys kept per agent after a merge, five times what it can have published. Ids only grow."""
+"""Taken keys remembered per agent: five times what it can have published at a time."""
 
 _LEFT = """
     (SELECT count(*) FROM one_time_prekey AS k WHERE k.agent = a.id
@@ -154,7 +156,7 @@ class SqliteStore:
     async def rate(self, change: Rate) -> float | None:
         return await self._writer.run(partial(_Session.rate, change=change))
 
-    async def record_session(self, change: RecordSession) -> Mapping[str, float]:
+    async def record_session(self, change: RecordSession) -> Mapping[str, float] | None:
         return await self._writer.run(partial(_Session.record_session, change=change))
 
     async def mark_verified(self, change: MarkVerified) -> Agent | None:
@@ -300,9 +302,11 @@ class _Session:
                 published.get(key.key_id) == key.public_key for key in change.one_time
             )
             return len(published.keys() - taken) if unchanged else PutRefused.SEEN
+        spent = {key for (key,) in self._db.execute("SELECT public_key FROM spent_prekey WHERE agent = ?", (agent,))}
+        spent |= {published[key_id] for key_id in taken if key_id in published}
         kept = {key_id: key for key_id, key in published.items() if change.merge and key_id not in taken}
         for key in change.one_time:
-            if change.merge and key.key_id in taken:
+            if (change.merge and key.key_id in taken) or key.public_key in spent:
                 continue
             if kept.setdefault(key.key_id, key.public_key) != key.public_key:
                 return PutRefused.OTHER_KEY
@@ -358,22 +362,27 @@ class _Session:
             return None
         return self._move(agent, change.score, RATING_WEIGHT)
 
-    def record_session(self, change: RecordSession) -> Mapping[str, float]:
-        if self._caller(change.caller) is None:
+    def record_session(self, change: RecordSession) -> Mapping[str, float] | None:
+        if self._id(change.initiator) is None or self._id(change.receiver) is None:
+            return None
+        reporter = self._caller(change.caller)
+        did = share(change)
+        agent = None if did is None else self._id(did)
+        if reporter is None or did is None or agent is None:
             return {}
+        new = self._db.execute(
+            "INSERT OR IGNORE INTO reported_session (reporter, digest, reported_at) VALUES (?, ?, ?)",
+            (reporter, hashlib.blake2b(change.session_id.encode(), digest_size=16).digest(), change.now),
+        ).rowcount
         column = {"success": "successful_sessions", "failed": "failed_sessions", "timeout": "timeout_sessions"}[
             change.outcome
         ]
-        updated: dict[str, float] = {}
-        for did in shares(change):
-            agent = self._id(did)
-            if agent is not None:
-                updated[did] = self._move(agent, SESSION_SCORES[change.outcome], SESSION_WEIGHT)
-                self._db.execute(
-                    f"UPDATE agent SET {column} = {column} + 1, last_session_at = ? WHERE id = ?",  # noqa: S608
-                    (change.now, agent),
-                )
-        return updated
+        if new:
+            self._db.execute(
+                f"UPDATE agent SET {column} = {column} + 1, last_session_at = ? WHERE id = ?",  # noqa: S608
+                (change.now, agent),
+            )
+        return {did: self._move(agent, SESSION_SCORES[change.outcome], SESSION_WEIGHT if new else 0)}
 
     def mark_verified(self, change: MarkVerified) -> Agent | None:
         agent = self._caller(change.caller)
@@ -391,6 +400,7 @@ class _Session:
 
     def sweep(self, change: Sweep) -> int:
         self._db.execute("DELETE FROM used_proof WHERE expires < ?", (change.now,))
+        self._db.execute("DELETE FROM reported_session WHERE reported_at < ?", (change.now - REPORTS_KEPT,))
         gone = self._db.execute(
             "SELECT * FROM (SELECT id, did FROM agent WHERE signed_prekey IS NULL AND last_seen < ?1"
             " UNION ALL SELECT id, did FROM agent WHERE signed_prekey IS NOT NULL AND last_seen < ?2) LIMIT ?3",
@@ -420,8 +430,9 @@ class _Session:
         self._unlist(agent)
         self._pools.pop(did, None)
         self._flush_taken()
-        for table in ("one_time_prekey", "taken_prekey", "published_prekey"):
+        for table in ("one_time_prekey", "taken_prekey", "spent_prekey", "published_prekey"):
             self._db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent,))  # noqa: S608
+        self._db.execute("DELETE FROM reported_session WHERE reporter = ?", (agent,))
         self._db.execute("DELETE FROM agent WHERE id = ?", (agent,))
         self.agents -= 1
 
@@ -459,6 +470,16 @@ class _Session:
         return self._db.execute(query, (agent, signed.signature)).fetchone() is not None
 
     def _replace_one_time_keys(self, agent: int, keys: Mapping[int, bytes], *, forget_taken: bool) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO spent_prekey (agent, public_key) SELECT k.agent, k.public_key"
+            " FROM one_time_prekey AS k JOIN taken_prekey AS t ON t.agent = k.agent AND t.key_id = k.key_id WHERE k.agent = ?",
+            (agent,),
+        )
+        self._db.execute(
+            "DELETE FROM spent_prekey WHERE agent = ?1 AND id <= (SELECT id FROM spent_prekey WHERE agent = ?1"
+            " ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            (agent, TAKEN_REMEMBERED),
+        )
         self._db.execute("DELETE FROM one_time_prekey WHERE agent = ?", (agent,))
         if keys:
             rows = ",".join(["(?,?,?)"] * len(keys))

@@ -591,6 +591,19 @@ async def test_keys_are_rationed_per_target_and_per_requester() -> None:
     assert said(await site.send(wire.fetch_prekeys(BOB.did)), 200)["one_time_pre_key"] is not None
 
 
+async def test_strangers_cannot_use_up_what_an_agent_hands_out_to_known_peers() -> None:
+    site = Site(Policy(keys_per_target=Rate(3, 0.001)))
+    await site.join(ALICE, 50)
+    await site.join(BOB)
+    for _ in range(10):
+        said(await site.send(wire.fetch_prekeys(ALICE.did)), 200)
+    got = []
+    for _ in range(4):
+        site.clock.advance(0.01)
+        got.append(said(await site.send(wire.fetch_prekeys(ALICE.did), BOB), 200)["one_time_pre_key"])
+    assert [key is not None for key in got] == [True, True, True, False]
+
+
 # --- agt-4 ----------------------------------------------------------------------------------------------------------
 
 
@@ -789,7 +802,7 @@ async def test_sessions_are_reported_by_a_participant_about_itself(site: Site) -
         await site.join(actor)
     report = wire.SessionReport("s", ALICE.did, BOB.did, "success", ALICE.did)
     answer = said(await site.send(wire.report_session(report), ALICE), 200)
-    assert answer == {"session_id": "s", "outcome": "success", "reputation": {ALICE.did: 0.6, BOB.did: 0.6}}
+    assert answer == {"session_id": "s", "outcome": "success", "reputation": {BOB.did: 0.6}}
     site.clock.advance(1)
     said(await site.send(wire.report_session(report), BOB), 403, "reporter_amid")
     stranger = wire.SessionReport("s", ALICE.did, BOB.did, "failed", MALLORY.did)
@@ -799,6 +812,9 @@ async def test_sessions_are_reported_by_a_participant_about_itself(site: Site) -
     site.clock.advance(1)
     said(await site.send(changed(wire.report_session(report), outcome="great"), ALICE), 422, "outcome")
     said(await site.send(wire.report_session(report)), 401)
+    site.clock.advance(1)
+    unknown = wire.SessionReport("s", ALICE.did, "did:mesh:nobody", "success", ALICE.did)
+    said(await site.send(wire.report_session(unknown), ALICE), 404, "registered")
     bob = await record(site, BOB.did)
     assert (bob["total_sessions"], bob["successful_sessions"], bob["completion_rate"]) == (1, 1, 1.0)
 

@@ -193,7 +193,7 @@ async def test_a_key_taken_while_its_agent_is_deleted_leaves_no_row(tmp_path: Pa
     await asyncio.gather(taken(store), store.delete(Delete(caller("gone"))))
     await store.close()
     db = sqlite3.connect(tmp_path / "registry.db")
-    for table in ("agent", "capability", "one_time_prekey", "taken_prekey", "published_prekey"):
+    for table in ("agent", "capability", "one_time_prekey", "taken_prekey", "spent_prekey", "published_prekey"):
         assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
     db.close()
 
@@ -211,6 +211,7 @@ async def test_ids_of_long_taken_keys_are_forgotten(tmp_path: Path) -> None:
     await store.close()
     db = sqlite3.connect(tmp_path / "registry.db")
     assert db.execute("SELECT count(*), max(key_id) FROM taken_prekey").fetchone() == (1000, 1399)
+    assert db.execute("SELECT count(*) FROM spent_prekey").fetchone() == (1000,)
     db.close()
 
 
@@ -218,7 +219,9 @@ async def test_a_key_taken_while_new_ones_replace_it_costs_none_of_them(tmp_path
     store = opened(tmp_path / "registry.db")
     await store.register(registration())
     await store.put_prekeys(upload(5))
-    first, count = await asyncio.gather(taken(store), store.put_prekeys(upload(5)))
+    fresh = tuple(OneTimePrekey(number, bytes([number, 9]) * 16) for number in range(5))
+    change = PutPrekeys("did:a:1", caller("more"), False, KEY, KEY, SignedPrekey(2, KEY, KEY + KEY), fresh, 1000.0)
+    first, count = await asyncio.gather(taken(store), store.put_prekeys(change))
     assert (first, count) == (0, 5)
     assert [await taken(store) for _ in range(6)] == [0, 1, 2, 3, 4, None]
     await store.close()
