@@ -1,10 +1,11 @@
 """What a client can be told: frozen values in small groups. Nothing here reads the environment or the disk."""
 
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from meshlib.client.events import KnockReceived
 from meshlib.crypto.x3dh import Dialect
@@ -27,6 +28,8 @@ def refuse_everyone(knock: KnockReceived) -> bool:
 
 def accept_only(*peers: str) -> KnockPolicy:
     """Talk to the named DIDs and nobody else."""
+    if not all(isinstance(peer, str) for peer in peers):
+        raise InvalidValue("accept_only takes DIDs one by one: accept_only(*peers), not accept_only(peers)")
     allowed = frozenset(parse_did(peer) for peer in peers)
     return lambda knock: knock.peer in allowed
 
@@ -92,6 +95,12 @@ class Limits:
     events: int = 1_000
     """Facts nobody has read yet; the oldest are dropped."""
 
+    def __post_init__(self) -> None:
+        """Refuse boxes that nothing fits into."""
+        for option in ("outbox", "inbox", "payload", "events"):
+            if getattr(self, option) < 1:
+                raise InvalidValue(f"limits.{option} must be at least 1, not {getattr(self, option)}")
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -115,6 +124,40 @@ class Prekeys:
     """How often the registry is asked how many one-time keys are left."""
     held: int = 500
     """One-time private keys kept; the oldest go first when peers fetch keys and never knock."""
+
+
+def _check_url(option: str, url: str, schemes: tuple[str, str]) -> None:
+    """Refuse an address that cannot work. No message shows what stands before an ``@``: it may be a password.
+
+    Raises:
+        InvalidValue: what is wrong with it, in one sentence.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidValue(f"{option} is no URL: {error}") from None
+    if parts.scheme not in schemes or not url.startswith(f"{parts.scheme}://"):
+        first, second = schemes
+        shown = url.rpartition("@")[2]
+        raise InvalidValue(f"{option} must start with {first}:// or {second}://, which {shown!r} does not")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidValue(f"{option} holds a user name or password, which would be shown in errors: leave it out")
+    if not parts.hostname:
+        raise InvalidValue(f"{option} names no host: {url!r}")
+    if parts.fragment:
+        raise InvalidValue(f"{option} has a fragment, which no server would see: {url!r}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise InvalidValue(f"the port of {option} must be a number from 1 to 65535: {url!r}")
+
+
+def _check_texts(option: str, value: object) -> None:
+    usable = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not usable or not all(isinstance(one, str) for one in value):  # type: ignore[attr-defined]
+        raise InvalidValue(f"{option} must be several texts, as in {option}=('one', 'two'), not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +196,7 @@ class ClientConfig:
     """Sent as ``token`` in connect, for relays behind an OAuth gateway."""
     tls: ssl.SSLContext | None = None
     """Own certificate authority or client certificate. ``None``: the system's trust store."""
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     """``http://``, ``https://`` or ``socks5://`` URL. ``None``: what the environment says; ``""``: no proxy at all."""
     heartbeat: float = 30.0
     """Seconds between heartbeats; the relay drops a socket that is silent for 90. The relay's own silence is noticed
@@ -167,10 +210,17 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         """Refuse at once what cannot work."""
-        if not self.relay_url.startswith(("ws://", "wss://")):
-            raise InvalidValue(f"relay_url must start with ws:// or wss://, not {self.relay_url!r}")
-        if not self.registry_url.startswith(("http://", "https://")):
-            raise InvalidValue(f"registry_url must start with http:// or https://, not {self.registry_url!r}")
+        for option, kind, words in _KINDS:
+            if not isinstance(getattr(self, option), kind):
+                raise InvalidValue(f"{option} must be {words}, not {type(getattr(self, option)).__name__}")
+        for option in ("capabilities", "plaintext_peers"):
+            _check_texts(option, getattr(self, option))
+        for peer in self.plaintext_peers:
+            parse_did(peer)
+        if not callable(self.knock_policy):
+            raise InvalidValue("knock_policy must be callable: accept_everyone, accept_only(...) or your own function")
+        _check_url("relay_url", self.relay_url, ("ws", "wss"))
+        _check_url("registry_url", self.registry_url, ("http", "https"))
         if self.did is not None:
             parse_did(self.did)
             if self.dialect is not Dialect.AGT4:
@@ -179,3 +229,26 @@ class ClientConfig:
             raise InvalidValue("dialect AGT4 needs a did outside did:mesh:, for example did:agentmesh:alice")
         if not 0 < self.heartbeat < 90:
             raise InvalidValue("heartbeat must lie between 0 and the relay's limit of 90 seconds")
+
+
+_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("name", (str, type(None)), "text or None"),
+    ("relay_url", str, "text"),
+    ("registry_url", str, "text"),
+    ("store", (str, Path, type(None)), "the path of a folder or None"),
+    ("passphrase", (str, type(None)), "text or None"),
+    ("identity", (Identity, type(None)), "an Identity or None"),
+    ("did", (str, type(None)), "text or None"),
+    ("dialect", Dialect, "a Dialect"),
+    ("metadata", Mapping, "a mapping"),
+    ("peer_dialects", Mapping, "a mapping of DIDs to dialects"),
+    ("token", (str, type(None)), "text or None"),
+    ("tls", (ssl.SSLContext, type(None)), "an ssl.SSLContext or None"),
+    ("proxy", (str, type(None)), "text or None"),
+    ("heartbeat", (int, float), "a number of seconds"),
+    ("timeouts", Timeouts, "a Timeouts"),
+    ("limits", Limits, "a Limits"),
+    ("backoff", Backoff, "a Backoff"),
+    ("prekeys", Prekeys, "a Prekeys"),
+)
+"""What an option must be. None of these messages shows the value: it may be a secret."""
