@@ -19,7 +19,7 @@ import anyio.abc
 import anyio.to_thread
 
 import meshlib
-from meshlib import Backoff, ClientConfig, Dialect, MeshClient, accept_everyone, refuse_everyone
+from meshlib import Backoff, ClientConfig, Dialect, Identity, MeshClient, accept_everyone, refuse_everyone
 
 QUICK = Backoff(first=0.05, last=0.5)
 """A test of reconnection should take as long as the reconnection."""
@@ -54,6 +54,7 @@ class Peer:
             dialect=Dialect.AGT4 if did else Dialect.AGT5,
             knock_policy=refuse_everyone if more.get("knock") == "deny" else accept_everyone,
             plaintext_peers=frozenset(more.get("plaintextPeers", ())),
+            identity=Identity.generate(lambda _: bytes.fromhex(more["seed"])) if more.get("seed") else None,
             proxy="",
             backoff=QUICK,
         )
@@ -90,8 +91,13 @@ class Peer:
         payload: Any = None,
         bytes: str | None = None,  # noqa: A002 - the protocol's word
         wait: str | None = None,
-    ) -> None:
-        await self.client.send(peer, payload if bytes is None else base64.b64decode(bytes), wait=wait)
+    ) -> dict[str, Any]:
+        receipt = await self.client.send(peer, payload if bytes is None else base64.b64decode(bytes), wait=wait)
+        return {"message": str(receipt.id)}
+
+    async def delivery(self, message: str) -> dict[str, Any]:
+        """How far a message has come."""
+        return {"state": str(self.client.receipt(message).state)}
 
     async def burst(self, peer: str, count: int, label: str = "") -> None:
         for n in range(count):
@@ -136,6 +142,8 @@ class Peer:
                     say(event="knock", **{"from": str(event.peer)})
                 case meshlib.KnockAccepted():
                     say(event="accepted", **{"from": str(event.peer)})
+                case meshlib.DeliveryChanged():
+                    say(event="delivery", message=str(event.id), state=str(event.state), detail=event.detail)
                 case meshlib.SessionLost():
                     say(event="error", kind="session_lost", **{"from": str(event.peer)}, detail=event.reason)
                 case meshlib.FaultFound():
@@ -154,7 +162,18 @@ def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-COMMANDS = ("start", "connect", "disconnect", "reconnect", "discover", "establish", "send", "burst", "stats")
+COMMANDS = (
+    "start",
+    "connect",
+    "disconnect",
+    "reconnect",
+    "discover",
+    "establish",
+    "send",
+    "burst",
+    "delivery",
+    "stats",
+)
 
 
 async def main(backend: str) -> None:

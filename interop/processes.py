@@ -93,6 +93,12 @@ class Child:
         except TimeoutError:
             raise Missing(f"{self.label} does not end") from None
 
+    async def kill(self) -> None:
+        """End it as a power cut would, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
     async def stop(self) -> None:
         """Ask by closing standard input and SIGTERM; insist after a few seconds."""
         assert self._process.stdin is not None

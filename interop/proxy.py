@@ -128,6 +128,9 @@ class Proxy:
     def __init__(self, relay: str) -> None:
         self._relay = relay
         self._links: dict[str, _Link] = {}
+        self._loses_ack: set[str] = set()
+        self._passed: dict[str, set[str]] = {}
+        self._news = asyncio.Event()
         self.address = ""
 
     @classmethod
@@ -149,6 +152,31 @@ class Proxy:
         link = self._link(did)
         link.gate = Gate(link.agent.send)
         return link.gate
+
+    def lose_ack(self, did: str) -> None:
+        """The next ack of this agent dies on its way to the relay, and the connection with it."""
+        self._loses_ack.add(did)
+
+    def passed(self, did: str) -> int:
+        """How many messages, by id, have come for this agent."""
+        return len(self._passed.get(did, ()))
+
+    async def passes(self, did: str, count: int, patience: float = DEADLINE) -> None:
+        """Wait until that many messages have come for this agent."""
+        await self._until(lambda: self.passed(did) >= count, patience, f"not {count} messages for {did}")
+
+    async def gone(self, did: str, patience: float = DEADLINE) -> None:
+        """Wait until the agent's connection has ended, at the relay, too."""
+        await self._until(lambda: did not in self._links, patience, f"{did} is still connected")
+
+    async def _until(self, holds: Callable[[], bool], patience: float, otherwise: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not holds():
+                    self._news.clear()
+                    await self._news.wait()
+                return
+        raise Missing(otherwise)
 
     def cut(self, did: str) -> None:
         """Pull the cable: both connections end without a close frame."""
@@ -178,6 +206,7 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(upward, downward, return_exceptions=True)
             self._links = {did: each for did, each in self._links.items() if each is not link}
+            self._news.set()
 
     async def _upward(self, link: _Link) -> None:
         """Agent to relay, unchanged."""
@@ -186,6 +215,12 @@ class Proxy:
                 frame = json.loads(text)
                 if frame.get("type") == "connect":
                     self._links[frame["from"]] = link
+                did = next((did for did, each in self._links.items() if each is link), "")
+                if did in self._loses_ack and frame.get("type") == "ack":
+                    self._loses_ack.discard(did)
+                    link.agent.transport.abort()
+                    link.relay.transport.abort()
+                    return
                 await link.relay.send(text)
             await link.relay.close()
 
@@ -194,7 +229,11 @@ class Proxy:
         with contextlib.suppress(ConnectionClosed):
             async for text in link.relay:
                 assert isinstance(text, str)
-                is_message = link.rule is not None and json.loads(text).get("type") == "message"
+                frame = json.loads(text)
+                is_message = isinstance(frame, dict) and frame.get("type") == "message"
+                if is_message:
+                    self._passed.setdefault(frame["to"], set()).add(frame["id"])
+                    self._news.set()
                 replaced = link.rule(text) if link.rule and is_message else [text]
                 if replaced is None:
                     link.agent.transport.abort()

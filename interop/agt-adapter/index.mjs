@@ -46,6 +46,7 @@ export function createMeshClient({
   const agent = {
     signer,
     isPlaintextPeer: (did) => client.isPlaintextPeer(did),
+    hasSession: (did) => client.getSession(did) !== undefined,
     onKnock: learn,
     onRefused,
   };

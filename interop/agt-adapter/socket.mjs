@@ -11,6 +11,9 @@ const HEARTBEAT_MS = 30_000;
 /** Reconnecting after these only repeats them; for two processes with one identity it never ends. */
 const FINAL_CLOSE_CODES = new Set([4003, 4005, 4006]);
 
+/** The SDK keeps a message without a session for 3 s, longer only while it considers a knock. */
+const PATIENCE_MS = 3_500;
+
 /** Enough to cover a full offline inbox being replayed after a lost ack. */
 const REMEMBERED_FRAMES = 8192;
 
@@ -31,12 +34,13 @@ export class MeshSocket {
   #agent;
   #memory;
   #underway = new BoundedMap(REMEMBERED_FRAMES);
+  #considered = new BoundedMap(REMEMBERED_FRAMES);
   #heartbeat = null;
   #closed = false;
 
   /**
    * @param socket a WebSocket that is connecting
-   * @param agent {signer, isPlaintextPeer(did), onKnock(from, identityKey), onRefused(reason, frame)}
+   * @param agent {signer, isPlaintextPeer(did), hasSession(did), onKnock(from, identityKey), onRefused(reason, frame)}
    */
   constructor(socket, agent, memory = new Memory()) {
     this.#socket = socket;
@@ -66,19 +70,32 @@ export class MeshSocket {
     this.#socket.send(text);
     if (frame.type === "knock") this.#memory.knocks.set(frame.id, true);
     if (frame.type === "ack") this.#settle(frame.id);
-    if (frame.type === "knock_accept" || frame.type === "knock_reject") this.#acknowledge(frame.knock_id);
+    if (frame.type === "knock_accept" || frame.type === "knock_reject") {
+      this.#considered.delete(frame.to);
+      this.#acknowledge(frame.knock_id);
+    }
   }
 
   /**
    * The SDK could not read a message of this peer and has dropped the session. Delivered again, the same frames would
-   * end the next session, too. They are not acknowledged: the sender may encrypt the messages anew.
+   * end the next session, too. The relay is told that they were not read: a sender that can encrypts them anew.
    */
   sessionLost(peer) {
-    for (const [id, frame] of this.#underway) {
-      if (frame.from !== peer) continue;
-      this.#underway.delete(id);
-      this.#memory.unreadable.set(identifyCopy(frame), true);
+    for (const frame of [...this.#underway.values()]) {
+      if (frame.from === peer) this.#giveUp(frame);
     }
+  }
+
+  #expect(frame) {
+    const look = () => (this.#considered.has(frame.from) ? this.#expect(frame) : this.#giveUp(frame));
+    setTimeout(look, PATIENCE_MS).unref?.();
+  }
+
+  #giveUp(frame) {
+    if (this.#underway.get(frame.id) !== frame) return;
+    this.#underway.delete(frame.id);
+    this.#memory.unreadable.set(identifyCopy(frame), true);
+    this.#write({ v: 1, type: "ack", id: frame.id, from: frame.from, unread: true });
   }
 
   /**
@@ -142,11 +159,16 @@ export class MeshSocket {
     const key = identify(frame);
     // The SDK takes a second delivery for tampering and drops the session.
     if (this.#memory.handled.has(key)) return this.#acknowledge(frame.id);
-    if (this.#underway.has(frame.id) || this.#memory.unreadable.has(identifyCopy(frame))) return;
+    const before = this.#underway.get(frame.id);
+    if (before && identifyCopy(before) === identifyCopy(frame)) return;
+    if (this.#memory.unreadable.has(identifyCopy(frame))) return;
     if (frame.plaintext && !this.#agent.isPlaintextPeer(frame.from)) {
       return this.#refuse("plaintext from a peer that is not on the list", frame);
     }
-    this.#underway.set(frame.id, { from: frame.from, id: frame.id, header: frame.header });
+    const underway = { from: frame.from, id: frame.id, header: frame.header };
+    this.#underway.set(frame.id, underway);
+    // Without a session the SDK keeps the frame for a knock that may come, and then drops it without a word.
+    if (!this.#agent.hasSession(frame.from)) this.#expect(underway);
     this.#deliver(frame);
   }
 
@@ -158,6 +180,7 @@ export class MeshSocket {
       return this.#refuse("knocks in another agent's name", frame);
     }
     this.#memory.handled.set(key, true);
+    this.#considered.set(frame.from, true);
     this.#agent.onKnock?.(frame.from, identityKey);
     this.#deliver(frame);
   }
