@@ -112,7 +112,7 @@ class Profile:
     extensions: bool = True
     plaintext_peers: frozenset[str] = frozenset()
     peer_dialects: Mapping[str, Dialect] = field(default_factory=dict)
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     heartbeat: float = 30.0
     ask_before_accepting: bool = False
     """Let every knock wait for :meth:`ClientCore.answer_knock`."""

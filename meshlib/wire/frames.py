@@ -27,6 +27,9 @@ class Connect(Struct, frozen=True):
     features: tuple[str, ...] = ()
     token: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Connect(sender={self.sender!r}, features={self.features!r})"
+
 
 class Connected(Struct, frozen=True):
     """Our relay's answer to a connect that listed features: those both sides know, and the relay's clock."""
@@ -142,6 +145,9 @@ class PlaintextMessage(Struct, frozen=True):
     id: str
     ts: str
     text: bytes
+
+    def __repr__(self) -> str:
+        return f"PlaintextMessage(sender={self.sender!r}, recipient={self.recipient!r}, id={self.id!r})"
 
 
 class Ack(Struct, frozen=True):

@@ -34,3 +34,16 @@ def test_two_knocks_do_not_share_an_intent() -> None:
 def test_a_frame_is_one_of_the_union() -> None:
     assert isinstance(decode('{"type":"ack","id":"i"}'), frames.Frame)
     assert not isinstance(decode('{"type":"ack","id":"i"}'), frames.Routed)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.Connect("did:mesh:a", None, None, None, (), "S3CRET"),
+        frames.PlaintextMessage("did:mesh:a", "did:mesh:b", "i", "t", b"S3CRET"),
+        frames.PendingMessages((frames.PlaintextMessage("did:mesh:a", "did:mesh:b", "i", "t", b"S3CRET"),)),
+    ],
+)
+def test_no_repr_shows_a_token_or_a_payload(frame: msgspec.Struct) -> None:
+    assert "S3CRET" not in repr(frame)
+    assert type(frame).__name__ in repr(frame)
