@@ -1036,8 +1036,8 @@ class ClientCore:
         self._writes.append(encode(frame))
 
     def _ack(self, message: str, sender: str, *, unread: bool = False) -> None:
-        if self.link is Link.DOWN or not message:
-            return
+        if self.link is Link.DOWN or not message or not message.isprintable():
+            return  # what is no id names no stored frame, and no relay should have to find its way through one
         # Ids are their senders' choice: ours says whose frame it means, where the relay understands.
         whose = sender if "receipts" in self.features else None
         self._write(frames.Ack(MessageId(message), unread, whose))

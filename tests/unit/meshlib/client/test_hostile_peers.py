@@ -1,12 +1,14 @@
 """What a peer, or a relay that invents frames, can and cannot do to a client core."""
 
 import dataclasses
+import json
 import os
 from collections import deque
 
 import msgspec
 import pytest
 
+from meshlib.client.core import Profile
 from meshlib.client.events import DeliveryState, FaultFound, KnockReceived
 from meshlib.client.knocks import SpentOpenings
 from meshlib.config import Limits
@@ -347,3 +349,21 @@ def test_a_store_that_keeps_twice_as_many_loses_none_of_them() -> None:
 
 def test_the_store_keeps_twice_as_many_openings_as_a_client_remembers() -> None:
     assert 2 * Limits().spent_ephemerals == SPENT_KEPT
+
+
+def test_a_profile_shows_no_token() -> None:
+    identity = Identity.generate(SeededEntropy("x"))
+    assert "S3CRET" not in repr(Profile(identity=identity, did=identity.did, token="S3CRET"))
+
+
+@pytest.mark.parametrize("identifier", ["", "\x00", "line\nbreak", "\x7f", "\x85", "\u2028"])
+def test_no_ack_names_an_id_that_is_none(mesh: MemoryMesh, identifier: str) -> None:
+    alice, bob = mesh.agent("alice"), mesh.agent("bob")
+    knock, message = opens(mesh, alice, bob)
+    bob.core.writes()
+    for raw in (knock, message):
+        text = raw.replace(json.dumps(decode(raw).id).encode(), json.dumps(identifier).encode())
+        assert text != raw
+        bob.core.receive(text, mesh.clock.now)
+    acks = [frame for frame in map(decode, bob.core.writes()) if isinstance(frame, frames.Ack)]
+    assert acks == []
