@@ -75,9 +75,18 @@ class Limits:
     recipient_frames: int = 200_000
     """Stored for one recipient."""
     recipient_bytes: int = 256 * 1024 * 1024
+    sender_frames: int = 200_000
+    """Stored from one sender for whomever, so that one agent does not fill the relay for all."""
+    sender_bytes: int = 512 * 1024 * 1024
+    sender_recipients: int = 10_000
+    """Recipients for whom something of one sender is stored."""
     total_frames: int = 2_000_000
     """Stored in all."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
+    live_frames: int = 256
+    """Unacked frames up to which a connected recipient that is up to date gets more, whatever its senders or the relay
+    have stored."""
+    live_bytes: int = 2 * 1024 * 1024
 
     acked_memory: int = 50_000
     """Frames remembered after their ack, so that a sender's retransmission is not delivered a second time."""

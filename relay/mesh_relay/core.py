@@ -96,14 +96,27 @@ class _Bucket:
         return self._tokens + (now.monotonic - self._updated) * self._rate >= self._burst
 
 
+class _Sender:
+    """What all mailboxes hold of one sender."""
+
+    __slots__ = ("did", "frames", "recipients", "size")
+
+    def __init__(self, did: Did) -> None:
+        self.did = did
+        self.frames = 0
+        self.size = 0
+        self.recipients = 0
+
+
 class _Pair:
     """What one mailbox holds of one sender."""
 
-    __slots__ = ("frames", "size")
+    __slots__ = ("frames", "sender", "size")
 
-    def __init__(self, frames: int = 0, size: int = 0) -> None:
-        self.frames = frames
-        self.size = size
+    def __init__(self, sender: _Sender) -> None:
+        self.sender = sender
+        self.frames = 0
+        self.size = 0
 
 
 class _Entry:
@@ -271,12 +284,13 @@ class RelayCore:
         self._unproven: dict[Link, None] = {}  # in order of arrival
         self._bindings: dict[Link, _Binding] = {}
         self._mailboxes: dict[str, _Mailbox] = {}
+        self._senders: dict[Did, _Sender] = {}
         self._frames = 0
         self._size = 0
+        self._waiting = 0  # mailboxes that hold frames
         for usage in contents.usage:
             mailbox = self._mailbox(usage.recipient)
-            mailbox.pairs[usage.sender] = _Pair(usage.frames, usage.size)
-            self._count(mailbox, usage.frames, usage.size)
+            self._count(mailbox, self._pair(mailbox, usage.sender), usage.frames, usage.size)
         self._pending: dict[int, _Entry] = {}  # accepted, in order; not in any transaction yet
         self._pending_size = 0
         self._ripe = 0  # pending frames up to this number are due
@@ -331,7 +345,7 @@ class RelayCore:
     @property
     def kept(self) -> tuple[int, int, int]:
         """Frames kept, their bytes, and the agents they wait for."""
-        return self._frames, self._size, sum(1 for mailbox in self._mailboxes.values() if mailbox.frames)
+        return self._frames, self._size, self._waiting
 
     @property
     def uncommitted(self) -> int:
@@ -555,7 +569,7 @@ class RelayCore:
         earlier = self._find(mailbox, frame_id, binding.did) if mailbox.awaiting else None
         if (earlier or self._acked or self._acked_before) and self._known(binding, mailbox, frame_id, earlier, raw):
             return
-        pair = mailbox.pairs.get(binding.did) or _Pair()
+        pair = self._pair(mailbox, binding.did)
         size = len(raw)
         if refusal := self._over_quota(mailbox, pair, size, earlier):
             self._refuse(binding, frame_id, refusal)
@@ -565,12 +579,7 @@ class RelayCore:
         entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
         if earlier is not None:
             self._replace(earlier, entry)
-        if not pair.frames:
-            mailbox.pairs[binding.did] = pair
-            self._mailboxes[to] = mailbox
-        pair.frames += 1
-        pair.size += size
-        self._count(mailbox, 1, size)
+        self._count(mailbox, pair, 1, size)
         self._pending[seq] = entry
         self._pending_size += size
         self.counters.routed += 1
@@ -615,6 +624,21 @@ class RelayCore:
             return "too much is waiting from you for this recipient"
         if mailbox.frames + more > limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
             return "the recipient's inbox is full"
+        receiver = mailbox.binding
+        if (
+            receiver is not None
+            and not receiver.behind
+            and mailbox.frames + more <= limits.live_frames
+            and mailbox.size + size <= limits.live_bytes
+        ):
+            return None  # it goes straight through: what others left lying about is no reason to refuse it
+        sender = pair.sender
+        if (
+            sender.frames + more > limits.sender_frames
+            or sender.size + size > limits.sender_bytes
+            or (not pair.frames and sender.recipients >= limits.sender_recipients)
+        ):
+            return "too much is waiting from you"
         if self._frames + more > limits.total_frames or self._size + size > limits.total_bytes:
             return "the relay's store is full"
         return None
@@ -772,23 +796,49 @@ class RelayCore:
         if not mailbox.frames and mailbox.binding is None:
             self._mailboxes.pop(mailbox.did, None)
 
-    def _count(self, mailbox: _Mailbox, frames: int, size: int) -> None:
+    def _pair(self, mailbox: _Mailbox, sender: Did) -> _Pair:
+        """What ``mailbox`` holds of ``sender``; remembered once there is something."""
+        return mailbox.pairs.get(sender) or _Pair(self._senders.get(sender) or _Sender(sender))
+
+    def _count(self, mailbox: _Mailbox, pair: _Pair, frames: int, size: int) -> None:
+        sender = pair.sender
+        if not pair.frames:
+            if not sender.frames:
+                self._senders[sender.did] = sender
+            if not mailbox.frames:
+                self._mailboxes[mailbox.did] = mailbox
+                self._waiting += 1
+            mailbox.pairs[sender.did] = pair
+            sender.recipients += 1
+        pair.frames += frames
+        pair.size += size
+        sender.frames += frames
+        sender.size += size
         mailbox.frames += frames
         mailbox.size += size
         self._frames += frames
         self._size += size
 
-    def _uncount(self, mailbox: _Mailbox, sender: Did, pair: _Pair, size: int) -> None:
+    def _uncount(self, mailbox: _Mailbox, pair: _Pair, size: int) -> None:
+        sender = pair.sender
         pair.frames -= 1
         pair.size -= size
-        if not pair.frames:
-            mailbox.pairs.pop(sender, None)
+        sender.frames -= 1
+        sender.size -= size
         mailbox.frames -= 1
         mailbox.size -= size
         self._frames -= 1
         self._size -= size
-        if not mailbox.frames and mailbox.binding is None:
-            self._mailboxes.pop(mailbox.did, None)
+        if pair.frames:
+            return
+        mailbox.pairs.pop(sender.did, None)
+        sender.recipients -= 1
+        if not sender.frames:
+            self._senders.pop(sender.did, None)
+        if not mailbox.frames:
+            self._waiting -= 1
+            if mailbox.binding is None:
+                self._mailboxes.pop(mailbox.did, None)
 
     def _find(self, mailbox: _Mailbox, frame_id: str, sender: str) -> _Entry | None:
         """The frame of this sender and id among those awaiting their ack."""
@@ -813,7 +863,7 @@ class RelayCore:
 
     def _remove(self, entry: _Entry) -> None:
         """Stop keeping an entry, wherever it is."""
-        self._uncount(entry.mailbox, entry.sender, entry.pair, entry.size)
+        self._uncount(entry.mailbox, entry.pair, entry.size)
         if self._pending.pop(entry.seq, None) is not None:
             self._pending_size -= entry.size
             self._removals.extend(entry.replaces)
@@ -824,7 +874,7 @@ class RelayCore:
     def _replace(self, earlier: _Entry, entry: _Entry) -> None:
         """Let ``entry`` take the place of ``earlier``, which stays in the inbox until this one is there."""
         self._forget(earlier)
-        self._uncount(earlier.mailbox, earlier.sender, earlier.pair, earlier.size)
+        self._uncount(earlier.mailbox, earlier.pair, earlier.size)
         if self._pending.pop(earlier.seq, None) is not None:
             self._pending_size -= earlier.size
             entry.replaces = earlier.replaces
@@ -939,7 +989,7 @@ class RelayCore:
     def _committed(self, entry: _Entry, *, duplicate: bool) -> None:
         mailbox = entry.mailbox
         if duplicate:  # the very same frame is stored already and keeps its place
-            self._uncount(mailbox, entry.sender, entry.pair, entry.size)
+            self._uncount(mailbox, entry.pair, entry.size)
         else:
             self.counters.stored += 1
             receiver = mailbox.binding
@@ -961,7 +1011,7 @@ class RelayCore:
         entry = self._find(mailbox, removed.id, removed.sender)
         if entry is not None and entry.seq == removed.seq:
             self._forget(entry)
-        self._uncount(mailbox, removed.sender, mailbox.pairs[removed.sender], removed.size)
+        self._uncount(mailbox, mailbox.pairs[removed.sender], removed.size)
         return True
 
     def _push_page(self, binding: _Binding, frames: Sequence[StoredFrame], more: bool, now: Instant) -> None:

@@ -739,6 +739,8 @@ def test_shutting_down_closes_everyone_1001(relay: Relay) -> None:
         ({"pair_bytes": 800}, 3),
         ({"recipient_frames": 2}, 2),
         ({"recipient_bytes": 800}, 3),
+        ({"sender_frames": 2}, 2),
+        ({"sender_bytes": 800}, 3),
         ({"total_frames": 1}, 1),
         ({"total_bytes": 800}, 3),
     ],
@@ -757,6 +759,85 @@ def test_quotas_refuse_and_say_so_and_an_ack_makes_room(limits: dict[str, Any], 
     relay.say(bob, ack("0"))
     relay.say(alice, message(BOB.did, "again", body="x" * 100))
     assert relay.ids(bob)[-1] == "again"
+
+
+@pytest.mark.parametrize("limits", [{"sender_frames": 3}, {"sender_bytes": 650}, {"sender_recipients": 3}])
+def test_one_sender_does_not_fill_the_relay_for_others(limits: dict[str, Any]) -> None:
+    relay = Relay(**limits)
+    alice, carol = relay.join(ALICE, FEATURES), relay.join(CAROL)
+    for number in range(5):
+        relay.say(alice, message(f"did:x:{number}", "1", body="x" * 100))
+    assert relay.core.kept[0] == relay.core.kept[2] == 3
+    assert len(relay.errors(alice)) == 2
+    relay.say(carol, message("did:x:9", "1", body="x" * 100))
+    assert relay.errors(carol) == []
+    relay.commit()
+    restarted = Relay(relay.inbox, **limits)
+    restarted.wait(1)
+    alice = restarted.join(ALICE)
+    restarted.say(alice, message("did:x:8", "1", body="x" * 100))
+    assert len(restarted.errors(alice)) == 1
+    assert restarted.core.kept[2] == 4
+
+
+def test_further_frames_for_the_same_recipients_are_not_further_recipients() -> None:
+    relay = Relay(sender_recipients=1)
+    alice = relay.join(ALICE)
+    relay.say(alice, *(message(BOB.did, str(number)) for number in range(3)))
+    assert relay.errors(alice) == []
+    relay.say(alice, message(CAROL.did, "1"))
+    assert len(relay.errors(alice)) == 1
+    bob = relay.join(BOB)
+    relay.commit()
+    relay.say(bob, *(ack(str(number)) for number in range(3)))
+    relay.say(alice, message(CAROL.did, "1"))
+    assert len(relay.errors(alice)) == 1
+
+
+@pytest.mark.parametrize("limits", [{"total_frames": 1}, {"total_bytes": 250}, {"sender_frames": 1}])
+def test_a_full_relay_still_serves_those_who_read(limits: dict[str, Any]) -> None:
+    relay = Relay(live_frames=3, live_bytes=5000, **limits)
+    alice, bob = relay.join(ALICE, FEATURES), relay.join(BOB)
+    relay.say(alice, message(CAROL.did, "1", body="x" * 80))
+    for number in range(20):
+        relay.say(alice, message(BOB.did, str(number), body="x" * 80))
+        relay.say(bob, ack(str(number)))
+    assert len(relay.ids(bob)) == 20
+    assert relay.errors(alice) == []
+    relay.say(alice, *(message(BOB.did, f"unacked {number}") for number in range(5)))
+    assert len(relay.errors(alice)) == 2
+    relay.core.lost(bob)
+    relay.join(BOB)
+    relay.say(alice, message(BOB.did, "behind"))
+    assert len(relay.errors(alice)) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from("sacr"), st.integers(0, 5)), max_size=30))
+def test_what_is_counted_is_what_is_kept(steps: list[tuple[str, int]]) -> None:
+    relay = Relay()
+    alice, carol = relay.join(ALICE), relay.join(CAROL)
+    for step, number in steps:
+        if step == "s":
+            relay.say(alice, message(f"did:x:{number}", "1", body=str(len(relay.got))))
+            relay.say(carol, message(BOB.did, str(number)))
+        elif step == "a":
+            bob = relay.join(BOB)
+            relay.commit()
+            relay.say(bob, *(ack(frame_id) for frame_id in relay.ids(bob)[: number + 1]))
+        elif step == "c":
+            relay.commit()
+        else:
+            relay.commit()
+            relay = Relay(relay.inbox)
+            relay.wait(number + 1)
+            alice, carol = relay.join(ALICE), relay.join(CAROL)
+    relay.commit()
+    usage = relay.inbox.open().usage
+    assert relay.core.kept == (
+        sum(used.frames for used in usage),
+        sum(used.size for used in usage),
+        len({used.recipient for used in usage}),
+    )
 
 
 def test_one_senders_quota_does_not_shut_out_others() -> None:
