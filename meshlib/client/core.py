@@ -9,6 +9,7 @@ Owns the order of steps. Leaves sessions to :mod:`meshlib.client.peers`, what wa
 :mod:`~meshlib.client.keyring`, bytes to :mod:`meshlib.wire`.
 """
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -92,6 +93,8 @@ BELIEVED_FOR = 60.0
 """Seconds in which a second reject without a reason is taken as the peer's word."""
 FORGIVEN_AFTER = 120.0
 """Seconds after which a peer's complaints count from the start again."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Link(Enum):
@@ -1036,7 +1039,7 @@ class ClientCore:
         self._writes.append(encode(frame))
 
     def _ack(self, message: str, sender: str, *, unread: bool = False) -> None:
-        if self.link is Link.DOWN or not message or not message.isprintable():
+        if self.link is Link.DOWN or not message or _CONTROL.search(message):
             return  # what is no id names no stored frame, and no relay should have to find its way through one
         # Ids are their senders' choice: ours says whose frame it means, where the relay understands.
         whose = sender if "receipts" in self.features else None

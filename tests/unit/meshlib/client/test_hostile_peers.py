@@ -356,7 +356,7 @@ def test_a_profile_shows_no_token() -> None:
     assert "S3CRET" not in repr(Profile(identity=identity, did=identity.did, token="S3CRET"))
 
 
-@pytest.mark.parametrize("identifier", ["", "\x00", "line\nbreak", "\x7f", "\x85", "\u2028"])
+@pytest.mark.parametrize("identifier", ["", "\x00", "line\nbreak", "\x7f", "\x85"])
 def test_no_ack_names_an_id_that_is_none(mesh: MemoryMesh, identifier: str) -> None:
     alice, bob = mesh.agent("alice"), mesh.agent("bob")
     knock, message = opens(mesh, alice, bob)
