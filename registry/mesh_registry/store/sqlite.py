@@ -198,7 +198,11 @@ class _Session:
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         self._taken: list[int] = []
         self._max_agents = max_agents
-        (self.agents,) = self._db.execute("SELECT count(*) FROM agent").fetchone()
+        try:
+            (self.agents,) = self._db.execute("SELECT count(*) FROM agent").fetchone()
+        except sqlite3.Error:
+            self._db.close()
+            raise
         self._agents_before = self.agents
 
     # --- transaction ------------------------------------------------------------------------------------------------
@@ -472,7 +476,8 @@ class _Session:
     def _replace_one_time_keys(self, agent: int, keys: Mapping[int, bytes], *, forget_taken: bool) -> None:
         self._db.execute(
             "INSERT OR IGNORE INTO spent_prekey (agent, public_key) SELECT k.agent, k.public_key"
-            " FROM one_time_prekey AS k JOIN taken_prekey AS t ON t.agent = k.agent AND t.key_id = k.key_id WHERE k.agent = ?",
+            " FROM one_time_prekey AS k JOIN taken_prekey AS t ON t.agent = k.agent AND t.key_id = k.key_id"
+            " WHERE k.agent = ?",
             (agent,),
         )
         self._db.execute(
@@ -560,9 +565,12 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA busy_timeout = 5000")
+    with contextlib.ExitStack() as opened:
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        opened.callback(db.close)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA busy_timeout = 5000")
+        opened.pop_all()
     return db
 
 
