@@ -313,7 +313,7 @@ class Core:
             caller = self._signer(request, account, now)
         except Refusal:
             return False
-        return self.used.spend(caller.proof, bare=not caller.bound)
+        return self.used.spend(caller.did, caller.proof, bare=not caller.bound)
 
     # --- registration -----------------------------------------------------------------------------------------------
 
@@ -374,7 +374,9 @@ class Core:
                 raise
             return False
         if credentials.bound is None:
-            self.used.spend(request_proof(credentials, request.method, request.target, request.body), registering=True)
+            self.used.spend(
+                did, request_proof(credentials, request.method, request.target, request.body), registering=True
+            )
         return credentials.bound is not None
 
     def _register_legacy(self, body: RegisterBody, now: Instant) -> Register:
@@ -502,7 +504,9 @@ class Core:
     def _caller(self, request: Request, account: Account | None, now: Instant, key: bytes | None = None) -> Caller:
         """Who wants a change. The signature belongs to this request from here on, even if the request is refused."""
         caller = self._signer(request, account, now, key)
-        self.used.claim(caller.proof, bare=not caller.bound, after_registering=request.endpoint is Endpoint.PUT_PREKEYS)
+        self.used.claim(
+            caller.did, caller.proof, bare=not caller.bound, after_registering=request.endpoint is Endpoint.PUT_PREKEYS
+        )
         return caller
 
     def _signer(self, request: Request, account: Account | None, now: Instant, key: bytes | None = None) -> Caller:

@@ -7,12 +7,13 @@ refused. The second header, ``Mesh-Request-Signature``, signs the whole request 
 
 import hashlib
 import heapq
+from collections import Counter
 from enum import Enum, auto
 
 from msgspec import Struct
 
 from mesh_registry.bodies import SIGNATURE_SIZE, decode
-from mesh_registry.refusal import Refusal, unauthenticated, unavailable
+from mesh_registry.refusal import Refusal, too_soon, unauthenticated, unavailable
 from mesh_registry.verbs import Proof
 from meshlib.crypto.keys import Ed25519Public
 from meshlib.errors import InvalidValue, NotAuthentic
@@ -27,6 +28,9 @@ MAX_AUTHORIZATION = 1024
 
 MAX_REMEMBERED = 500_000
 """Proofs remembered at a time: 1,600 signed requests a second for five minutes, in some 200 MiB."""
+
+MAX_PER_AGENT = 5_000
+"""Proofs remembered of one agent at a time: 16 a second for five minutes. A hundred agents are needed to fill it."""
 
 SCHEME = "Ed25519-Timestamp"
 
@@ -143,10 +147,12 @@ class _State(Enum):
 class UsedProofs:
     """Proofs that have been used, and what for. Entries leave when they expire; a full memory refuses newcomers."""
 
-    def __init__(self, limit: int = MAX_REMEMBERED) -> None:
+    def __init__(self, limit: int = MAX_REMEMBERED, per_agent: int = MAX_PER_AGENT) -> None:
         self._limit = limit
+        self._per_agent = per_agent
+        self._counts: Counter[str] = Counter()
         self._entries: dict[bytes, tuple[bytes, _State | Reply]] = {}
-        self._expiry: list[tuple[float, bytes]] = []
+        self._expiry: list[tuple[float, bytes, str]] = []
         self._unsaved: dict[bytes, Proof] = {}
 
     def __len__(self) -> int:
@@ -154,30 +160,33 @@ class UsedProofs:
 
     def restore(self, proof: Proof) -> None:
         """Remember a proof used before a restart. Its reply is lost."""
-        self._add(proof, _State.DONE)
+        self._add("", proof, _State.DONE)
 
     def repeated(self, proof: Proof) -> Reply | None:
         """The reply to say again, when the same request has been carried out under this proof."""
         used_for, state = self._entries.get(proof.digest, (b"", None))
         return state if used_for == proof.fingerprint and isinstance(state, Reply) else None
 
-    def claim(self, proof: Proof, *, bare: bool = True, after_registering: bool = False) -> None:
+    def claim(self, did: str, proof: Proof, *, bare: bool = True, after_registering: bool = False) -> None:
         """Tie a proof to the request it came with, before that request is looked at any further.
 
         Whatever becomes of the request, refused ones included, the proof serves no other one: its header has been
         on the wire.
 
         Args:
+            did: whose it is.
             bare: the signature does not cover the request, so nothing but this memory ties it to one.
             after_registering: the request may follow a registration under the same proof.
         Raises:
-            Refusal: 401 when it belongs to another request, 503 when too many are remembered.
+            Refusal: 401 when it belongs to another request, 429 or 503 when too many are remembered.
         """
         known = self._entries.get(proof.digest)
         if known is None:
             if len(self._entries) >= self._limit:
                 raise unavailable("too many signed requests at the moment", 30)
-            self._add(proof, _State.CLAIMED)
+            if self._counts[did] >= self._per_agent:
+                raise too_soon("too many signed requests of this agent", 60)
+            self._add(did, proof, _State.CLAIMED)
         else:
             used_for, state = known
             if after_registering and state is _State.REGISTERED:
@@ -203,16 +212,18 @@ class UsedProofs:
             raise Refusal(409, "this very request has been received before: sign it anew to repeat it")
         self._entries[proof.digest] = (used_for, _State.UNDER_WAY)
 
-    def spend(self, proof: Proof, *, bare: bool = True, registering: bool = False) -> bool:
+    def spend(self, did: str, proof: Proof, *, bare: bool = True, registering: bool = False) -> bool:
         """Use up a proof a request carried without needing it. Whether it was fresh.
 
         Args:
+            did: whose it is.
             bare: as in :meth:`claim`.
             registering: it came with a registration, which another request may follow under the same proof.
         """
-        if proof.digest in self._entries or len(self._entries) >= self._limit:
+        full = len(self._entries) >= self._limit or self._counts[did] >= self._per_agent
+        if full or proof.digest in self._entries:
             return False
-        self._add(proof, _State.REGISTERED if registering else _State.DONE)
+        self._add(did, proof, _State.REGISTERED if registering else _State.DONE)
         if bare:
             self._unsaved[proof.digest] = proof
         return True
@@ -248,9 +259,13 @@ class UsedProofs:
     def expire(self, utc: float) -> None:
         """Forget what could not be used any more anyway."""
         while self._expiry and self._expiry[0][0] < utc:
-            _, digest = heapq.heappop(self._expiry)
+            _, digest, did = heapq.heappop(self._expiry)
             self._entries.pop(digest, None)
+            self._counts[did] -= 1
+            if self._counts[did] <= 0:
+                del self._counts[did]
 
-    def _add(self, proof: Proof, state: _State) -> None:
+    def _add(self, did: str, proof: Proof, state: _State) -> None:
         self._entries[proof.digest] = (proof.fingerprint, state)
-        heapq.heappush(self._expiry, (proof.expires, proof.digest))
+        heapq.heappush(self._expiry, (proof.expires, proof.digest, did))
+        self._counts[did] += 1
