@@ -14,6 +14,7 @@ from meshlib.clock import Instant
 from meshlib.crypto.keys import Ed25519Public
 from meshlib.errors import InvalidValue, MeshError, NotAuthentic
 from meshlib.identity import (
+    MESH_METHOD,
     Did,
     challenge_statement,
     check_did,
@@ -26,6 +27,9 @@ from meshlib.wire.encoding import parse_timestamp, timestamp, unb64
 
 NOT_CONNECT, NO_SENDER, NOT_AUTHENTICATED, IDLE, NOT_PROVEN, REPLACED = 4001, 4002, 4003, 4004, 4005, 4006
 """Close codes of the wire: see docs/operations.md."""
+
+TRY_AGAIN_LATER = 1013
+"""Nothing is wrong with the proof; the 4000s above would tell a client to give up."""
 
 FEATURES = ("receipts", "challenge")
 """Extensions this relay knows; :class:`Admitted` lists those the client knows too."""
@@ -79,7 +83,11 @@ class Doorkeeper:
         self._limits = limits
         self._allow_legacy = allow_legacy
         self._credentials: dict[Did, Credential] = {known.did: known for known in credentials}
-        self._proofs: dict[tuple[Did, str], float] = {(used.did, used.timestamp): used.expires_at for used in proofs}
+        self._proofs: dict[Did, dict[str, float]] = {}  # when each expires
+        self._proofs_count = 0
+        for used in proofs:
+            self._proofs.setdefault(used.did, {})[used.timestamp] = used.expires_at
+            self._proofs_count += 1
 
     @property
     def credentials(self) -> Mapping[Did, Credential]:
@@ -105,6 +113,8 @@ class Doorkeeper:
         offered = connect.features if isinstance(connect.features, list) else []
         features = tuple(known for known in FEATURES if known in offered)
         negotiated = features if connect.features is not None else None
+        if not commits_to_key(did) and did.lower().startswith(MESH_METHOD):
+            raise Refused(NOT_AUTHENTICATED, f"the method is spelled {MESH_METHOD}: no key can prove another spelling")
         if not commits_to_key(did) and not self._allow_legacy:
             raise Refused(NOT_AUTHENTICATED, "this relay admits did:mesh: DIDs only: no key can prove another one")
         text, signed_at, signature = connect.public_key, connect.timestamp, connect.signature
@@ -166,12 +176,19 @@ class Doorkeeper:
             raise Refused(NOT_PROVEN, "the signature does not verify") from error
         if nonce is not None:
             return None
-        if (did, signed_at) in self._proofs:
+        used = self._proofs.get(did, {})
+        if signed_at in used:
             raise Refused(NOT_PROVEN, "this proof has been used before")
-        if len(self._proofs) >= self._limits.proofs:
-            raise Refused(NOT_PROVEN, "too many proofs within five minutes; try again later")
+        if len(used) >= self._limits.proofs_each:
+            self._proofs_count -= len(used)
+            used = {signed: expires_at for signed, expires_at in used.items() if expires_at >= now.utc}
+            self._proofs[did] = used
+            self._proofs_count += len(used)
+        if len(used) >= self._limits.proofs_each or self._proofs_count >= self._limits.proofs:
+            raise Refused(TRY_AGAIN_LATER, "too many proofs within five minutes; try again later")
         proof = Proof(did, signed_at, moment + self._limits.skew_seconds)
-        self._proofs[did, signed_at] = proof.expires_at
+        self._proofs.setdefault(did, used)[signed_at] = proof.expires_at
+        self._proofs_count += 1
         return proof
 
     def _remember(
@@ -183,11 +200,19 @@ class Doorkeeper:
         credential = Credential(
             did, None if committed else bytes(key), challenged or (known is not None and known.challenged)
         )
-        if credential == known or (known is None and len(self._credentials) >= self._limits.credentials):
+        if credential == known:
             return None
+        if known is None and len(self._credentials) >= self._limits.credentials:
+            # Admitted without being remembered, it could be impersonated with a captured proof or another key.
+            raise Refused(TRY_AGAIN_LATER, "this relay cannot remember any more agents; try again later")
         self._credentials[did] = credential
         return credential
 
     def forget_stale(self, now: Instant) -> None:
         """Drop used proofs whose timestamp nobody would take any more."""
-        self._proofs = {proof: expires_at for proof, expires_at in self._proofs.items() if expires_at >= now.utc}
+        fresh = {
+            did: {signed_at: expires_at for signed_at, expires_at in used.items() if expires_at >= now.utc}
+            for did, used in self._proofs.items()
+        }
+        self._proofs = {did: used for did, used in fresh.items() if used}
+        self._proofs_count = sum(map(len, self._proofs.values()))

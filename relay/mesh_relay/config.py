@@ -93,9 +93,13 @@ class Limits:
     acked_seconds: float = 300.0
     """For how long, at least; under load :attr:`acked_memory` is used up sooner."""
     credentials: int = 1_000_000
-    """DIDs whose key is pinned or that have proved themselves on a challenge."""
+    """DIDs whose key is pinned or that have proved themselves on a challenge. Who would be one more is told to try
+    again later: admitted and not remembered, it could be impersonated."""
     proofs: int = 200_000
-    """Bare-timestamp proofs remembered for as long as they would be fresh."""
+    """Bare-timestamp proofs remembered for as long as they would be fresh. One more, and who answers no challenge is
+    told to try again later."""
+    proofs_each: int = 64
+    """Of these, of one DID: it may connect that often in five minutes."""
 
     commit_seconds: float = 0.003
     """How long an accepted frame may wait for others to share its commit."""

@@ -28,6 +28,7 @@ from mesh_relay.admission import (
     NOT_CONNECT,
     NOT_PROVEN,
     REPLACED,
+    TRY_AGAIN_LATER,
     Admitted,
     Doorkeeper,
     Refused,
@@ -517,7 +518,7 @@ class RelayCore:
     def _turn_away(self, link: Link, code: int, detail: str, now: Instant) -> None:
         self._effects.append(Send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc))))
         self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
-        if link.address != LOOPBACK:
+        if link.address != LOOPBACK and code != TRY_AGAIN_LATER:
             self._address(link.address, now)[1].take(1, now)
         self._close(link, code, detail)
 

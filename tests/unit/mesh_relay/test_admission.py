@@ -137,6 +137,43 @@ def test_used_proofs_are_forgotten_once_stale(relay: Relay) -> None:
     assert not relay.inbox.open().proofs
 
 
+def test_with_all_proofs_remembered_one_is_told_to_try_again_later() -> None:
+    """4005 would tell an SDK to give up."""
+    relay = Relay(proofs=1, bad_proof_burst=1)
+    relay.join(MALLORY)
+    link = relay.join(ALICE)
+    assert relay.closed[link] == (1013, "too many proofs within five minutes; try again later")
+    assert relay.got[link][0]["code"] == 1013
+    assert relay.core.welcome("192.0.2.1", relay.now)  # no fault of theirs
+    assert relay.join(ALICE, ["challenge"]) not in relay.closed
+    relay.wait(700)
+    assert relay.join(ALICE, ["challenge"]) not in relay.closed
+    assert relay.join(BOB) not in relay.closed
+
+
+def test_one_agent_does_not_use_up_what_others_need() -> None:
+    relay = Relay(proofs_each=3)
+    links = [relay.join(MALLORY) for _ in range(5)]
+    assert [relay.closed.get(link, (0,))[0] for link in links] == [4006, 4006, 0, 1013, 1013]
+    assert relay.join(ALICE) not in relay.closed
+    relay.commit()
+    restarted = Relay(relay.inbox, proofs_each=3)
+    restarted.now = relay.now
+    assert restarted.closed.get(restarted.join(MALLORY), (0,))[0] == 1013
+    restarted.wait(400)
+    assert restarted.join(MALLORY) not in restarted.closed
+
+
+@pytest.mark.parametrize("features", [["challenge"], ["receipts", "challenge"]])
+def test_who_cannot_be_remembered_as_answering_challenges_is_not_admitted(features: list[str]) -> None:
+    relay = Relay(credentials=1)
+    assert relay.join(BOB, features) not in relay.closed
+    assert relay.closed[relay.join(ALICE, features)][0] == 1013
+    assert relay.join(BOB, features) not in relay.closed
+    assert relay.closed[relay.join(BOB)][0] == 4005
+    assert relay.join(MALLORY) not in relay.closed
+
+
 def test_an_answer_to_another_connections_challenge_is_refused(relay: Relay) -> None:
     link = relay.open(nonce="another")
     relay.say(link, connect_frame(ALICE, relay.now.utc, nonce=NONCE, features=["challenge"]))
@@ -207,6 +244,22 @@ def test_a_legacy_did_is_bound_to_the_first_key_it_proved() -> None:
         after.say(bare, legacy_connect())
         assert after.closed[thief][0] == 4003
         assert after.closed[bare][0] == 4005
+
+
+def test_a_legacy_key_that_cannot_be_pinned_is_not_admitted() -> None:
+    relay = Relay(allow_legacy=True, credentials=1)
+    relay.join(BOB, ["challenge"])
+    assert relay.closed[prove_legacy(relay, ALICE)][0] == 1013
+    assert prove_legacy(relay, MALLORY) in relay.closed
+
+
+@pytest.mark.parametrize("did", ["did:Mesh:" + ALICE.did[9:], "did:MESH:x", "DID:mesh:" + ALICE.did[9:]])
+def test_a_look_alike_of_did_mesh_is_no_legacy_agent(did: str) -> None:
+    relay = Relay(allow_legacy=True)
+    bare, proved = relay.open(), relay.open()
+    relay.say(bare, legacy_connect(did))
+    relay.say(proved, connect_frame(ALICE, relay.now.utc, did=did))
+    assert relay.closed[bare][0] == relay.closed[proved][0] == 4003
 
 
 def test_a_failed_legacy_proof_pins_nothing() -> None:
