@@ -177,6 +177,8 @@ class ClientCore:
         self._retry_fetch: dict[Did, float] = {}
         self._hints: dict[Did, Dialect] = {}
         self._complaints: OrderedDict[Did, tuple[int, float]] = OrderedDict()
+        self._renewals: OrderedDict[Did, tuple[int, float]] = OrderedDict()
+        self._anew_at: dict[Did, float] = {}
         self._second_knocks: OrderedDict[Did, float] = OrderedDict()
         self._changes = Changes()
         self._writes: list[bytes] = []
@@ -233,7 +235,7 @@ class ClientCore:
 
     def next_deadline(self) -> float:
         """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
-        deadlines = [self.held.next_deadline(), *self._retry_fetch.values()]
+        deadlines = [self.held.next_deadline(), *self._retry_fetch.values(), *self._anew_at.values()]
         deadlines.extend(asked.until for asked in self._asked.values())
         if self.link is not Link.DOWN:
             deadlines.append(self._next_heartbeat)
@@ -355,6 +357,11 @@ class ClientCore:
         for did in [did for did, due in self._retry_fetch.items() if due <= now.monotonic]:
             del self._retry_fetch[did]
             self._fetches.append(did)
+        for did in [did for did, due in self._anew_at.items() if due <= now.monotonic]:
+            del self._anew_at[did]
+            self._count(self._renewals, did, now)
+            self.outbox.encrypt_anew(did)
+            self._pump(did, now)
         for sender, knock in [key for key, asked in self._asked.items() if asked.until <= now.monotonic]:
             self.answer_knock(sender, knock, accept=False, now=now)
         self._expire_held(now)
@@ -483,6 +490,7 @@ class ClientCore:
         """
         if did in self._peers:
             self._keep_peer(self.peer(did).without_sessions())
+            self._anew_at.pop(did, None)
             self.outbox.encrypt_anew(did)
 
     def _idle(self, peer: Peer) -> Peer:
@@ -490,6 +498,8 @@ class ClientCore:
 
     def _pump(self, did: Did, now: Instant) -> None:
         """Write what waits for a peer, as far as there is a session, in the order it was queued."""
+        if did in self._anew_at:
+            return  # what was queued before comes first
         if self.link is not Link.UP:
             return  # before the verdict a frame would be lost with the connection; the outbox keeps it instead
         for outgoing in self.outbox.queued(did):
@@ -661,7 +671,7 @@ class ClientCore:
             if candidate is not None:
                 # A peer that knocks has most likely lost the old session, and what waits for it there is unreadable.
                 # Where it has read some of it, because two knocks crossed, it knows the ids and drops the copies.
-                self.outbox.encrypt_anew(peer.did)
+                self._send_anew(peer.did, now)
             self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))
@@ -998,12 +1008,32 @@ class ClientCore:
         if peer.entry is Entry.FETCHING:
             return  # already on its way
         self._events.append(SessionLost(did, why))
-        count, last = self._complaints.pop(did, (0, now.monotonic))
-        count = 0 if now.monotonic - last > FORGIVEN_AFTER else count
-        self._complaints[did] = (count + 1, now.monotonic)
-        while len(self._complaints) > self.limits.strangers:
-            self._complaints.popitem(last=False)
+        count = self._count(self._complaints, did, now)
         self._retry_fetch[did] = now.monotonic + REOPEN_AFTER[min(count, len(REOPEN_AFTER) - 1)]
+
+    def _send_anew(self, did: Did, now: Instant) -> None:
+        """Encrypt anew what waits for a peer that opened a session: at once, or later if it did so a moment ago.
+
+        Two frames of the peer may cost us as many as our outbox holds, so it cannot have that as often as it likes.
+        """
+        if did in self._anew_at or not self.outbox.waits_for(did):
+            return
+        count, last = self._renewals.get(did, (0, 0.0))
+        due = last + REOPEN_AFTER[min(count, len(REOPEN_AFTER)) - 1]
+        if count == 0 or due <= now.monotonic:
+            self._count(self._renewals, did, now)
+            self.outbox.encrypt_anew(did)
+        else:
+            self._anew_at[did] = due
+
+    def _count(self, counts: OrderedDict[Did, tuple[int, float]], did: Did, now: Instant) -> int:
+        """Count what a peer caused. Returns how often it had before, of late."""
+        count, last = counts.pop(did, (0, now.monotonic))
+        count = 0 if now.monotonic - last > FORGIVEN_AFTER else count
+        counts[did] = (count + 1, now.monotonic)
+        while len(counts) > self.limits.strangers:
+            counts.popitem(last=False)
+        return count
 
     # --- prekeys -----------------------------------------------------------------------------------------------------
 

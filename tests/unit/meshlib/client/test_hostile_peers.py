@@ -367,3 +367,33 @@ def test_no_ack_names_an_id_that_is_none(mesh: MemoryMesh, identifier: str) -> N
         bob.core.receive(text, mesh.clock.now)
     acks = [frame for frame in map(decode, bob.core.writes()) if isinstance(frame, frames.Ack)]
     assert acks == []
+
+
+class TestAmplification:
+    def test_knocking_again_and_again_does_not_make_us_send_everything_each_time(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "hello")
+        mesh.settle()
+        sent = [alice.send(bob, number) for number in range(100)]
+        mesh.inboxes[bob.did].clear()
+        written = 0
+        for _ in range(10):
+            mesh.clock.advance(0.1)
+            bob = mesh.restart(bob, keep_state=False)
+            bob.send(alice, "again")
+            while mesh.deliver(alice):
+                pass
+            written += sum(isinstance(decode(raw), frames.Message) for raw in mesh.inboxes[bob.did])
+            mesh.inboxes[bob.did].clear()
+        assert written <= 300
+        bob.send(alice, "and now I listen")
+        for _ in range(200):
+            mesh.settle()
+            mesh.clock.advance(1)
+            for client in (alice, bob):
+                client.core.tick(mesh.clock.now)
+                client.step()
+        assert sorted(one.payload for one in bob.received) == list(range(100))
+        assert {one.id for one in bob.received} == set(sent)
+        assert alice.core.outbox_size == 0
