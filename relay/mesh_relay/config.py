@@ -88,10 +88,12 @@ class Limits:
     have stored."""
     live_bytes: int = 2 * 1024 * 1024
 
-    acked_memory: int = 50_000
+    acked_memory: int = 400_000
     """Frames remembered after their ack, so that a sender's retransmission is not delivered a second time."""
+    acked_each: int = 10_000
+    """Of these, of one recipient, so that nobody makes the relay forget what others have acked."""
     acked_seconds: float = 300.0
-    """For how long, at least; under load :attr:`acked_memory` is used up sooner."""
+    """For how long, at least; under load the numbers above are used up sooner."""
     credentials: int = 1_000_000
     """DIDs whose key is pinned or that have proved themselves on a challenge. Who would be one more is told to try
     again later: admitted and not remembered, it could be impersonated."""

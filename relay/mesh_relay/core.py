@@ -183,6 +183,49 @@ class _Mailbox:
         self.rivals: dict[str, list[_Entry]] = {}
 
 
+class _Acked:
+    """Fingerprints of frames that were acked, by (sender, id) for each recipient.
+
+    Each recipient has two generations: when the newer one is full it becomes the older, and that one is forgotten.
+    """
+
+    __slots__ = ("_count", "_each", "_recipients", "_total")
+
+    def __init__(self, each: int, total: int) -> None:
+        self._each, self._total = max(1, each // 2), total
+        self._recipients: dict[Did, tuple[dict[tuple[Did, str], int], dict[tuple[Did, str], int]]] = {}
+        self._count = 0  # in all
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __bool__(self) -> bool:
+        return bool(self._recipients)
+
+    def add(self, recipient: Did, sender: Did, frame_id: str, fingerprint: int) -> None:
+        if self._count >= self._total:
+            self.rotate()
+        newer, older = self._recipients.get(recipient) or ({}, {})
+        if len(newer) >= self._each:
+            self._count -= len(older)
+            newer, older = {}, newer
+        self._count += (sender, frame_id) not in newer
+        newer[sender, frame_id] = fingerprint
+        self._recipients[recipient] = newer, older
+
+    def knows(self, recipient: Did, sender: Did, frame_id: str, payload: bytes) -> bool:
+        generations = self._recipients.get(recipient)
+        if generations is None:
+            return False
+        known = generations[0].get((sender, frame_id)) or generations[1].get((sender, frame_id))
+        return known is not None and known == _fingerprint(payload)
+
+    def rotate(self) -> None:
+        """What was there at the last rotation goes."""
+        self._recipients = {did: ({}, newer) for did, (newer, _) in self._recipients.items() if newer}
+        self._count = sum(len(older) for _, older in self._recipients.values())
+
+
 class Link:
     """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
 
@@ -304,9 +347,7 @@ class RelayCore:
         self._loading: list[_Binding] = []
         self._sweep_at = self._rotate_at = now.monotonic
         self._sweep_due = False
-        # Two generations of (recipient, sender, id) -> fingerprint of frames that were acked.
-        self._acked: dict[tuple[Did, Did, str], int] = {}
-        self._acked_before: dict[tuple[Did, Did, str], int] = {}
+        self.acked = _Acked(limits.acked_each, limits.acked_memory)
         self._addresses: dict[str, tuple[_Bucket, _Bucket]] = {}
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
@@ -439,7 +480,7 @@ class RelayCore:
                 self._settle(binding, link.heard_at - self.limits.handshake_seconds)
         if now.monotonic >= self._rotate_at:
             self._rotate_at = now.monotonic + self.limits.acked_seconds
-            self._acked_before, self._acked = self._acked, {}
+            self.acked.rotate()
         if now.monotonic >= self._sweep_at:
             self._sweep_at = now.monotonic + self.limits.sweep_seconds
             self._sweep_due = True
@@ -568,7 +609,7 @@ class RelayCore:
                 self._complain(link, f"to: {error}", frame_id)
                 return
         earlier = self._find(mailbox, frame_id, binding.did) if mailbox.awaiting else None
-        if (earlier or self._acked or self._acked_before) and self._known(binding, mailbox, frame_id, earlier, raw):
+        if (earlier or self.acked) and self._known(binding, mailbox, frame_id, earlier, raw):
             return
         pair = self._pair(mailbox, binding.did)
         size = len(raw)
@@ -603,18 +644,14 @@ class RelayCore:
             if earlier.committed:
                 self._receipt(binding, frame_id, b"stored")
             return True
-        key = (mailbox.did, binding.did, frame_id)
-        known = self._acked.get(key) or self._acked_before.get(key)
-        if known is not None and known == _fingerprint(raw):
+        if self.acked.knows(mailbox.did, binding.did, frame_id, raw):
             self.counters.retransmitted += 1
             self._receipt(binding, frame_id, b"delivered")
             return True
         return False
 
     def _was_acked(self, entry: _Entry) -> bool:
-        key = (entry.mailbox.did, entry.sender, entry.id)
-        known = self._acked.get(key) or self._acked_before.get(key)
-        return known is not None and known == _fingerprint(entry.payload)
+        return self.acked.knows(entry.mailbox.did, entry.sender, entry.id, entry.payload)
 
     def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int, earlier: _Entry | None) -> str | None:
         """Why there is no room for a frame of this size, in place of ``earlier``."""
@@ -719,9 +756,7 @@ class RelayCore:
 
     def _delivered(self, entry: _Entry) -> None:
         self.counters.delivered += 1
-        if len(self._acked) >= self.limits.acked_memory:
-            self._acked_before, self._acked = self._acked, {}
-        self._acked[entry.mailbox.did, entry.sender, entry.id] = _print(entry)
+        self.acked.add(entry.mailbox.did, entry.sender, entry.id, _print(entry))
         self._remove(entry)
         sender = self._mailboxes.get(entry.sender)
         if sender is not None and sender.binding is not None:
@@ -917,7 +952,7 @@ class RelayCore:
             self._committing = {e.seq: e for e in takewhile(lambda e: e.seq <= ripe, self._pending.values())}
             for seq in self._committing:
                 del self._pending[seq]
-        if self._acked or self._acked_before:
+        if self.acked:
             # The copy of a stored frame may have come before a page brought that one to its recipient, who acked it.
             for entry in [entry for entry in self._committing.values() if self._was_acked(entry)]:
                 self._pending[entry.seq] = self._committing.pop(entry.seq)

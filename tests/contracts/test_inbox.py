@@ -222,6 +222,22 @@ def test_a_half_written_transaction_leaves_nothing(tmp_path: Path) -> None:
     inbox.close()
 
 
+def test_a_transaction_that_sqlite_has_rolled_back_itself_names_the_cause(tmp_path: Path) -> None:
+    """As upon a full disk: another ROLLBACK would fail and hide the reason."""
+    inbox = SqliteInbox(tmp_path / "relay.db")
+    inbox.open()
+    inbox.close()
+    database = sqlite3.connect(tmp_path / "relay.db")
+    database.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON frames BEGIN SELECT RAISE(ROLLBACK, 'the disk is full'); END"
+    )
+    database.close()
+    inbox.open()
+    with pytest.raises(StoreError, match="the disk is full"):
+        inbox.run(Work([frame(1)]))
+    inbox.close()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     path = tmp_path / "new" / "relay.db"

@@ -118,7 +118,8 @@ class SqliteInbox:
                         expired = _sweep(database, work.sweep)
                     database.execute("COMMIT")
                 except BaseException:
-                    database.execute("ROLLBACK")
+                    if database.in_transaction:  # SQLite ends it by itself upon a full disk and the like
+                        database.execute("ROLLBACK")
                     raise
             pages = [_load(database, load, work.page_frames, work.page_bytes) for load in work.loads]
             return Done(duplicates, replaced, expired, pages)

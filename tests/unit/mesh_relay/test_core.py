@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mesh_relay.core import Link
 from mesh_relay.records import Load, Work
 
-from meshlib.identity import Identity
+from meshlib.identity import Did, Identity
 from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, MALLORY, Relay, ack, connect_frame, dump, message
 
 FEATURES = ["receipts", "challenge"]
@@ -603,6 +603,31 @@ def test_a_replacement_needs_only_the_room_it_adds(limits: dict[str, Any]) -> No
     relay.say(alice, message(BOB.did, "1", body="y" * 400))
     assert relay.errors(alice) == []
     assert len(relay.ids(bob)) == 2
+
+
+def test_who_acks_much_does_not_make_the_relay_forget_what_others_acked() -> None:
+    relay = Relay(acked_each=10)
+    alice, bob, carol = relay.join(ALICE), relay.join(BOB), relay.join(CAROL)
+    relay.say(alice, message(BOB.did, "1"))
+    relay.say(bob, ack("1"))
+    for number in range(1000):
+        relay.say(carol, message(CAROL.did, str(number)))
+        relay.say(carol, ack(str(number)))
+    relay.say(alice, message(BOB.did, "1"))
+    assert relay.ids(bob) == ["1"]
+    relay.say(carol, message(CAROL.did, "999"), message(CAROL.did, "1"))
+    assert relay.ids(carol)[1000:] == ["1"]
+    assert len(relay.core.acked) <= 11
+    relay.wait(700)
+    assert len(relay.core.acked) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), max_size=80))
+def test_the_memory_of_acks_is_bounded(acked: list[tuple[int, int]]) -> None:
+    relay = Relay(acked_each=6, acked_memory=12)
+    for recipient, number in acked:
+        relay.core.acked.add(Did(f"did:x:{recipient}"), ALICE.did, str(number), 7)
+        assert len(relay.core.acked) <= 12
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
