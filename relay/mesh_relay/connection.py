@@ -32,10 +32,18 @@ LARGEST_HEAD = 16 * 1024
 LARGEST_SKIP = 64 * 1024 * 1024
 """An oversized frame is dropped while it arrives up to this size; who announces more is cut off."""
 
+LARGEST_FRAGMENTS = 1024
+"""Fragments of one message. Empty ones add nothing to its size, and each costs memory and time."""
+
+UNTRUSTED_IRREGULAR = 16
+"""Control frames and fragments before :meth:`Connection.trust`: each costs more than a message, and nobody pays yet."""
+
+POLICY = 1008
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, TOO_BIG = 1000, 1001, 1002, 1009
 _LONGEST_REASON = 123  # bytes: a control frame holds 125, the code takes two
 
 _TEXT, _BINARY = 0x81, 0x82  # the first byte of a whole message: FIN and the opcode
+_CLOSE, _PONG = 0x88, 0x8A
 _FIN, _OPCODE, _MASKED = 0x80, 0x0F, 0x80
 _TINY = tuple(bytes((_TEXT, length)) for length in range(126))
 _medium_header = struct.Struct("!BBH").pack
@@ -89,8 +97,9 @@ class Connection:
 
     __slots__ = (
         "_fragments",
-        "_fragments_size",
+        "_fragments_count",
         "_frame_size",
+        "_irregular",
         "_protocol",
         "_request",
         "_rest",
@@ -112,8 +121,9 @@ class Connection:
         self._rest = bytearray()  # the head of the request, or the beginning of a frame
         self._wanted = 0  # bytes in _rest before another look at it is of use
         self._skip = 0  # bytes of an oversized message still to come
-        self._fragments: list[bytes] | None = None
-        self._fragments_size = 0
+        self._fragments: bytearray | None = None
+        self._fragments_count = 0
+        self._irregular = 0
         self._writes: list[bytes] = []
         self.held = False
         """Received bytes wait for :meth:`upgrade` or :meth:`trust`: after it, ``receive(b"")`` goes on with them."""
@@ -203,6 +213,14 @@ class Connection:
                 length = int.from_bytes(buffer[position + 2 : position + 2 + width], "big")
             stop = payload + length
             plain = first in (_TEXT, _BINARY) and self._fragments is None
+            ignored = first == _PONG and length < 126
+            if self.phase is Phase.CLOSING and first != _CLOSE and length <= self._frame_size:
+                # All but the peer's half of the closing handshake is skipped, at next to no cost.
+                if stop > end:
+                    self._wanted = stop - position
+                    break
+                position = stop
+                continue
             if length > self._frame_size:
                 if not plain or not self.trusted or length > LARGEST_SKIP:
                     return events + self._fail_size()
@@ -220,8 +238,17 @@ class Connection:
                     self._wanted = 0
                     break
             else:
-                if first & _OPCODE <= Opcode.BINARY and self._fragments_size + length > self._frame_size:
-                    return events + self._fail_size()
+                self._irregular += 1
+                if not self.trusted and self._irregular > UNTRUSTED_IRREGULAR:
+                    return events + self._fail(POLICY, "too many control frames before a proof")
+                if ignored:  # nothing to do about it
+                    position = stop
+                    continue
+                if first & _OPCODE <= Opcode.BINARY:
+                    if len(self._fragments or b"") + length > self._frame_size:
+                        return events + self._fail_size()
+                    if self._fragments_count >= LARGEST_FRAGMENTS:
+                        return events + self._fail(TOO_BIG, f"a message has at most {LARGEST_FRAGMENTS} fragments")
                 events += self._delegate(bytes(buffer[position:stop]))
                 position = stop
                 if self.phase is Phase.ENDED:
@@ -249,17 +276,24 @@ class Connection:
         return events or [Ended()]
 
     def _assemble(self, frame: Frame, events: list[Event]) -> None:
-        part = bytes(frame.data)
         if self._fragments is None:
-            self._fragments = []
-        self._fragments.append(part)
-        self._fragments_size += len(part)
+            self._fragments = bytearray()
+        self._fragments += frame.data
+        self._fragments_count += 1
         if frame.fin:
-            events.append(b"".join(self._fragments))
-            self._fragments, self._fragments_size = None, 0
+            events.append(bytes(self._fragments))
+            self._fragments, self._fragments_count = None, 0
+
+    def take_irregular(self) -> int:
+        """How many control frames and fragments came since the last call."""
+        irregular, self._irregular = self._irregular, 0
+        return irregular
 
     def _fail_size(self) -> list[Event]:
-        self._protocol.fail(TOO_BIG, f"a frame has at most {self._frame_size} bytes")
+        return self._fail(TOO_BIG, f"a frame has at most {self._frame_size} bytes")
+
+    def _fail(self, code: int, reason: str) -> list[Event]:
+        self._protocol.fail(code, reason)
         self._take_protocol_writes()
         self.phase = Phase.ENDED
         return [Ended()]

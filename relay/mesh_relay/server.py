@@ -41,6 +41,7 @@ NONCE_SIZE = 32
 _RECEIVE = 64 * 1024
 _ACCEPT_AT_ONCE = 64
 _BACKLOG = 4096
+_IRREGULAR = 20  # what a control frame or a fragment counts, in frames: about what it costs
 _TICK = 1.0
 _DEAF = 8  # times outgoing_high: receipts and errors for somebody who reads nothing at all
 _RETRY = 1.0  # seconds after a failed transaction, or without file descriptors for another socket
@@ -324,6 +325,8 @@ class RelayServer:
         events = connection.receive(data)
         while True:
             for event in events:
+                if not link.open:
+                    break
                 if type(event) is bytes:
                     frames += 1
                     self._core.receive(link, event, now)
@@ -331,10 +334,12 @@ class RelayServer:
                     self._handle(connected, event, now)
             if link.binding is not None and not connection.trusted:
                 connection.trust(self._limits.frame_size)
-            if not connection.held:
+            if not connection.held or not link.open:
                 break
             events = connection.receive(b"")
         self._dirty[connected] = None  # pongs and closing frames may be waiting
+        if connection.trusted:  # before, the connection itself counts them, for as long as it lasts
+            frames += _IRREGULAR * connection.take_irregular()
         if pause := self._core.heard(link, frames, now):
             connected.paused = True
             self._watch(connected)

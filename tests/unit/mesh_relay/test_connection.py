@@ -6,7 +6,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mesh_relay.connection import LARGEST_HEAD, LARGEST_SKIP, Asked, Connection, Ended, Event, Oversized, Phase
+from mesh_relay.connection import (
+    LARGEST_FRAGMENTS,
+    LARGEST_HEAD,
+    LARGEST_SKIP,
+    Asked,
+    Connection,
+    Ended,
+    Event,
+    Oversized,
+    Phase,
+)
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import State
@@ -233,6 +243,41 @@ def test_before_trust_an_oversized_message_closes() -> None:
     connection, _ = opened(trusted=False)
     assert connection.receive(frame(b"x" * (LIMIT + 1))) == [Ended()]
     assert Close.parse(b"".join(connection.writes())[2:]).code == 1009
+
+
+def test_a_message_in_more_than_1024_fragments_closes() -> None:
+    connection, _ = opened()
+    connection.receive(frame(b"x", fin=False) + frame(b"", 0, fin=False) * (LARGEST_FRAGMENTS - 2))
+    assert connection.receive(frame(b"y", 0)) == [b"xy"]
+    connection.receive(frame(b"x", fin=False) + frame(b"", 0, fin=False) * (LARGEST_FRAGMENTS - 1))
+    assert connection.receive(frame(b"y", 0)) == [Ended()]
+    assert Close.parse(b"".join(connection.writes())[2:]).code == 1009
+
+
+@pytest.mark.parametrize("irregular", [frame(b"", 9), frame(b"", 10), frame(b"", 9) + frame(b"", 10)])
+def test_before_trust_only_a_handful_of_control_frames_is_taken(irregular: bytes) -> None:
+    connection, _ = opened(trusted=False)
+    assert connection.receive(irregular * 4) == []
+    assert connection.receive(frame(b"one")) == [b"one"]
+    assert connection.receive(irregular * 40)[-1] == Ended()
+    assert Close.parse(connection.writes()[-1][2:]).code == 1008
+
+
+def test_control_frames_and_fragments_are_counted() -> None:
+    connection, _ = opened()
+    connection.receive(frame(b"whole") + frame(b"", 9) + frame(b"", 10) + frame(b"x", fin=False) + frame(b"y", 0))
+    assert connection.take_irregular() == 4
+    assert connection.take_irregular() == 0
+
+
+def test_once_closing_messages_are_skipped_and_the_peers_close_is_found() -> None:
+    for trusted in (True, False):
+        connection, client = opened(trusted=trusted)
+        connection.close(4003)
+        client.receive_data(b"".join(connection.writes()))
+        answer = b"".join(client.data_to_send())
+        assert connection.receive(frame(b"late") * 3 + frame(b"", 9) + frame(b"x", fin=False) + answer) == [Ended()]
+        assert connection.writes() == []
 
 
 def test_the_peers_close_is_answered() -> None:
