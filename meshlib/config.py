@@ -76,6 +76,8 @@ class Limits:
     """Knocks of one peer a policy is asked about at a time: one, and one of a peer that was restarted meanwhile."""
     strangers: int = 1_000
     """Peers that knocked and have said nothing yet; the oldest are forgotten first."""
+    peers: int = 100_000
+    """Peers with sessions, some KiB each; those used longest ago are forgotten first, and opened to anew if need be."""
     outbox: int = 10_000
     """Messages that wait for delivery, over all peers. With 1 KiB each about 10 MiB."""
     inbox: int = 1_000

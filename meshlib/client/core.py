@@ -1076,14 +1076,16 @@ class ClientCore:
         self._write(frames.Ack(MessageId(message), unread, whose))
 
     def _keep_peer(self, peer: Peer) -> None:
-        known = peer.did in self._peers
-        self._peers[peer.did] = peer
+        known = self._peers.pop(peer.did, None) is not None
+        self._peers[peer.did] = peer  # the last used is the last in order
         self._changes.peers[peer.did] = peer
         if peer.verified:
             self._strangers.pop(peer.did, None)
         elif not known:
             self._strangers[peer.did] = None
             self._forget_strangers()
+        if not known:
+            self._forget_peers()
 
     def _forget_strangers(self) -> None:
         """Keep those who knock and never say anything from filling memory and disk; the oldest go first."""
@@ -1091,9 +1093,33 @@ class ClientCore:
             if len(self._strangers) <= self.limits.strangers:
                 return
             if not self.outbox.waits_for(did) and self._peers[did].knock_id is None and self._peers[did].pinned is None:
-                del self._strangers[did]
-                del self._peers[did]
-                self._changes.peers[did] = None
+                self._forget(did)
+
+    def _forget_peers(self) -> None:
+        """Keep peers that said something once from filling memory and disk; the longest unused go first.
+
+        Never one that something waits for, nor one on the plaintext list: it would be taken unencrypted again. Pinned
+        keys go last: free identities shall not make room for another holder of a name.
+        """
+        surplus = len(self._peers) - self.limits.peers
+        if surplus <= 0:
+            return
+        surplus += self.limits.peers // 100  # a few more, so that looking for them is rare
+        newest = next(reversed(self._peers))
+        idle = [
+            did
+            for did, peer in self._peers.items()
+            if did != newest and peer.entry is Entry.IDLE and did not in self.profile.plaintext_peers
+        ]
+        idle.sort(key=lambda did: self._peers[did].pinned is not None)
+        for did in [did for did in idle if not self.outbox.waits_for(did)][:surplus]:
+            self._forget(did)
+
+    def _forget(self, did: Did) -> None:
+        del self._peers[did]
+        self._strangers.pop(did, None)
+        self._hints.pop(did, None)
+        self._changes.peers[did] = None
 
 
 class NotForThisPeer(NotAuthentic):

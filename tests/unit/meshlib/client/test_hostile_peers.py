@@ -397,3 +397,69 @@ class TestAmplification:
         assert sorted(one.payload for one in bob.received) == list(range(100))
         assert {one.id for one in bob.received} == set(sent)
         assert alice.core.outbox_size == 0
+
+
+class TestForgottenPeers:
+    def heard(self, mesh: MemoryMesh, bob: MemoryClient, name: str, **options: object) -> MemoryClient:
+        peer = mesh.agent(name, **options)
+        peer.send(bob, "hello")
+        mesh.settle()
+        bob.core.confirm(peer.did, MessageId(bob.received[-1].id))
+        bob.step()
+        return peer
+
+    def test_peers_have_a_bound_and_the_longest_unused_goes_first(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob", limits=Limits(peers=5))
+        first = self.heard(mesh, bob, "first")
+        for number in range(3):
+            self.heard(mesh, bob, f"peer{number}")
+        first.send(bob, "still here")
+        mesh.settle()
+        for number in range(3, 7):
+            self.heard(mesh, bob, f"peer{number}")
+        kept = bob.store.load().peers
+        assert len(kept) == 5
+        assert first.did in kept
+
+    def test_a_forgotten_peer_is_heard_again(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        bob = mesh.agent("bob", limits=Limits(peers=2), ack_when_saved=True)
+        first = self.heard(mesh, bob, "first", ack_when_saved=True)
+        for number in range(3):
+            self.heard(mesh, bob, f"peer{number}")
+        assert first.did not in bob.store.load().peers
+        first.send(bob, "do you know me?")
+        for _ in range(80):
+            mesh.settle()
+            mesh.clock.advance(0.25)
+            for client in list(mesh.clients.values()):
+                client.core.tick(mesh.clock.now)
+                client.step()
+        assert bob.payloads[-1] == "do you know me?"
+
+    def test_who_is_written_to_is_never_forgotten(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        bob = mesh.agent("bob", limits=Limits(peers=2))
+        friend = self.heard(mesh, bob, "friend")
+        mesh.hold_back(friend)
+        bob.send(friend, "waits")
+        for number in range(6):
+            self.heard(mesh, bob, f"peer{number}")
+        assert friend.did in bob.store.load().peers
+
+    def test_a_flood_of_peers_replaces_no_pin_and_brings_no_plaintext_back(self, mesh: MemoryMesh) -> None:
+        plain = mesh.agent("plain")
+        bob = mesh.agent("bob", limits=Limits(peers=4), plaintext_peers=frozenset({plain.did}))
+        plain.send(bob, "sealed")
+        mesh.settle()
+        old = self.heard(mesh, bob, "old", did=Did("did:agentmesh:old"), dialect=Dialect.AGT4)
+        for number in range(6):
+            self.heard(mesh, bob, f"peer{number}")
+        assert bob.core.peer(old.did).pinned is not None
+        assert not bob.core.speaks_plaintext_with(plain.did)
+
+    def test_pins_have_the_bound_too(self, mesh: MemoryMesh) -> None:
+        bob = mesh.agent("bob", limits=Limits(peers=4))
+        for number in range(8):
+            self.heard(mesh, bob, f"old{number}", did=Did(f"did:agentmesh:{number}"), dialect=Dialect.AGT4)
+        assert len(bob.store.load().peers) == 4
