@@ -398,7 +398,8 @@ class ClientCore:
         """Queue a message; it leaves as soon as there is a session to send it on.
 
         Args:
-            payload: str, bytes or any JSON value, at most ``limits.payload`` bytes as JSON.
+            payload: str, bytes or any JSON value, at most ``limits.payload`` bytes as JSON. NaN and infinities, which
+                JSON does not have, arrive as null, as with the SDK.
             message: the caller's own id for it. While the outbox holds a message with that id, or remembers that it
                 was delivered, nothing is queued; otherwise the recipient knows the id and drops the copy.
         Returns:
