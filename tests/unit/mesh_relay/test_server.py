@@ -225,7 +225,7 @@ async def test_the_first_frame_decides_with_an_error_and_a_close_code(first: byt
 async def test_the_replaced_connection_is_closed_4006() -> None:
     async with running() as (_, port):
         old = await Client.join(port, BOB)
-        new = await Client.join(port, BOB, ["receipts"])
+        new = await Client.join(port, BOB, ["receipts", "challenge"])
         assert (await new.next())["type"] == "connected"
         assert await old.closed() == Close(4006, "replaced by a newer connection of this DID")
 
