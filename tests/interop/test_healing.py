@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.node]
 INTEROP_MD = Path(__file__).resolve().parents[2] / "docs" / "interop.md"
 AT_ONCE = 6
 """Cases that run at the same time: most of their time they wait for each other or for a timer."""
+PATIENCE = 40.0
+"""Seconds for what is healed by waiting: two rounds of it, on a busy machine."""
 MARKER = "did:agentmesh:marker"
 
 
@@ -149,7 +151,7 @@ class Case:
         except PeerFailed:  # the SDK says that it has no session
             sent = 1
         if self.heals:
-            got = await self.recipient.payloads(self.sender, 2)
+            got = await self.recipient.payloads(self.sender, 2, patience=PATIENCE)
             assert sorted(got) == ["it", "the next"]
             assert not self.recipient.seen("message", **{"from": self.sender.did})
             return Fate.ARRIVES if got[0] == "it" else Fate.LATE
@@ -185,22 +187,23 @@ class Case:
 
     async def fate_of_ours(self, got: list[Any], message: str) -> Fate:
         """Ours to an SDK: what does not arrive is known by id, and arrives once the SDK opens a session."""
+        waited = "it" not in got
         state = (await self.sender.call("delivery", message=message))["state"]
         assert state in ("queued", "relayed", "stored", "delivered")
         if got == ["it", "the next"]:
             return Fate.ARRIVES
-        known = state == "delivered"
-        assert got == ["it"] or not known
+        assert got == ["it"] or state != "delivered"
         await self.recipient.call("close", peer=self.sender.did)
         await self.recipient.call("establish", peer=self.sender.did)
         await self.recipient.call("send", peer=self.sender.did, payload="hello")
         while await self.sender.payloads(self.recipient) != ["hello"]:
             pass
-        missing = ["the next"] if known else ["it", "the next"]
-        assert sorted(await self.recipient.payloads(self.sender, len(missing))) == missing
-        if not got:
-            return Fate.WAITS
-        return Fate.ENDS if known else Fate.TWICE
+        while not {"it", "the next"} <= set(got):
+            got += await self.recipient.payloads(self.sender)
+        if len(got) == len(set(got)):
+            return Fate.WAITS if waited else Fate.ENDS
+        assert got.count("it") == 2
+        return Fate.TWICE
 
     async def flush(self) -> None:
         """Wait until the recipient has dealt with everything that has been written to it."""
