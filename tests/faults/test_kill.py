@@ -8,7 +8,7 @@ from tests.faults.chaos import play, report
 
 ROUNDS = 20
 MESSAGES = 250
-KILLS = 8
+KILLS = 4
 FIRST_SEED = int(os.environ.get("MESH_CHAOS_SEED", "1"))
 
 
