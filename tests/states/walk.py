@@ -346,17 +346,8 @@ class _Name(str):
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 _SKIPPED = {
-    "_entropy",
-    "lives",
-    "profile",
-    "identity",
-    "policy",
-    "limits",
-    "_limits",
-    "_timeouts",
-    "_events",
-    "now",
-    "ts",
+    *("_entropy", "profile", "identity", "policy", "limits", "_limits", "_timeouts", "_events", "now", "ts", "lives"),
+    *("_knock_rate", "_written"),  # bounds that no walk comes near
 }
 _CACHED = {Peer, Strand, Candidate, Session, Outgoing, Incoming, Outcome, OneTimePrekey, DatedPrekey}
 """Values without a deadline in them."""
