@@ -432,7 +432,6 @@ class TestStatusAndDoctor:
         ("relay", "step"),
         [
             ("ws://name.invalid:8083", "name"),
-            ("ws://127.0.0.1:99999", "address"),
             ("registry's", "WebSocket"),
             ("TLS at the registry's", "TLS"),
             ("refusing", "proof"),
