@@ -39,7 +39,9 @@ WIRE = ("meshlib.wire",)
 CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.config", "meshlib.client.events")
 CORES = tuple(f"meshlib.client.{name}" for name in ("core", "peers", "keyring", "knocks", "inbox", "outbox", "held"))
 STORES = ("meshlib.store",)
-SHELLS = ("meshlib.client.mesh", "meshlib.client.handles", "meshlib.client.transport", "meshlib.client.registry")
+SHELLS = tuple(
+    f"meshlib.client.{name}" for name in ("mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
+)
 DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
 
 TABLE = {

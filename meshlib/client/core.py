@@ -11,7 +11,7 @@ Owns the order of steps. Leaves sessions to :mod:`meshlib.client.peers`, what wa
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -169,6 +169,7 @@ class ClientCore:
         self._verified_any = any(peer.verified for peer in self._peers.values())
         self.outbox = Outbox(state.outbox, limits.outbox, state.outcomes)
         self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
+        self._lane_of: Callable[[Did, object], int] = lambda sender, payload: 0
         self.held = HeldMessages(limits)
         self._spent = SpentOpenings(state.spent_ephemerals, limits)
         self._knock_rate = KnockRate(limits)
@@ -215,8 +216,12 @@ class ClientCore:
         self._events.clear()
         return taken
 
-    def messages(self) -> list[Received]:
-        """Messages to hand over, in the order they arrived, after the changes are saved."""
+    def messages(self, lane: int = 0) -> list[Received]:
+        """Messages to hand over, in the order they arrived, after the changes are saved.
+
+        Args:
+            lane: of which lane; see :meth:`sort_by`. 0 is the application's.
+        """
         return [
             Received(
                 incoming.sender,
@@ -225,8 +230,17 @@ class ClientCore:
                 incoming.encrypted,
                 redelivered=incoming.handed_over,
             )
-            for incoming in self.inbox.hand_over()
+            for incoming in self.inbox.hand_over(lane)
         ]
+
+    def sort_by(self, lane_of: Callable[[Did, object], int]) -> None:
+        """Have messages wait in lanes: those that come, and those that wait for the application already.
+
+        Args:
+            lane_of: the lane of a message, by its sender and payload. Changes nothing and never raises.
+        """
+        self._lane_of = lane_of
+        self.inbox.sort_again(lambda incoming: lane_of(incoming.sender, decode_payload(incoming.payload)))
 
     def fetches(self) -> list[Did]:
         """Peers whose prekey bundle is needed; answer with :meth:`bundle` or :meth:`no_bundle`."""
@@ -266,6 +280,10 @@ class ClientCore:
     def peer(self, did: Did) -> Peer:
         """What is known of a peer."""
         return self._peers.get(did) or Peer(did)
+
+    def peers(self) -> list[Peer]:
+        """Everybody known, the last used first."""
+        return list(reversed(self._peers.values()))
 
     def open_questions(self) -> list[tuple[Did, MessageId]]:
         """Senders and ids of knocks that wait for :meth:`answer_knock`, oldest first."""
@@ -684,12 +702,12 @@ class ClientCore:
         """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
         self.inbox.mark_seen(incoming.sender, incoming.id)
         try:
-            decode_payload(incoming.payload)
+            payload = decode_payload(incoming.payload)
         except MalformedFrame as error:
             self._ack(incoming.id, incoming.sender)
             self._events.append(FaultFound("payload", str(error), incoming.sender, incoming.id))
             return
-        self.inbox.put(incoming)
+        self.inbox.put(incoming, self._lane_of(incoming.sender, payload))
         if self.profile.ack_when_saved:
             self._ack(incoming.id, incoming.sender)
 

@@ -120,7 +120,13 @@ class Receipt:
         self.state = state
         self.detail = ""
         self._changed = anyio.Event()
-        self._hopeless: MeshError | None = None
+        self.hopeless: MeshError | None = None
+        """Why the client can do nothing more for the message, if so; it waits in the store."""
+        self._watchers: list[Callable[[], None]] = []
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called whenever something changes."""
+        self._watchers.append(told)
 
     def advance(self, state: DeliveryState, detail: str = "") -> None:
         """The message has come further."""
@@ -130,12 +136,14 @@ class Receipt:
 
     def give_up(self, reason: MeshError | None) -> None:
         """Nothing more will be heard from this client about the message; ``None``: there is hope again."""
-        self._hopeless = reason
+        self.hopeless = reason
         self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+        for told in self._watchers:
+            told()
 
     async def wait(self, state: DeliveryState | str = DeliveryState.DELIVERED) -> DeliveryState:
         """Wait until the message has come at least as far as ``state``, or can come no further.
@@ -148,8 +156,8 @@ class Receipt:
         """
         wanted = PROGRESS.index(progress_of(state))
         while self.state not in FINAL and PROGRESS.index(self.state) < wanted:
-            if self._hopeless is not None:
-                raise self._hopeless
+            if self.hopeless is not None:
+                raise self.hopeless
             await self._changed.wait()
         if self.state is DeliveryState.REFUSED:
             raise KnockRefused(self.peer, self.detail or "no reason given")

@@ -4,7 +4,7 @@ Owns that nothing is handed over twice by accident. Leaves decrypting and acknow
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from meshlib.identity import Did
@@ -24,7 +24,8 @@ class Inbox:
         self._limit = limit
         self._remember = remember
         self._entries: dict[InboxKey, Incoming] = {(one.sender, one.id): one for one in saved}
-        self._ready: deque[InboxKey] = deque(self._entries)
+        self._ready: dict[int, deque[InboxKey]] = {0: deque(self._entries)}
+        self._lanes: dict[InboxKey, int] = {}
         self._seen: OrderedDict[InboxKey, None] = OrderedDict.fromkeys(seen)
         self._changed: dict[InboxKey, Incoming | None] = {}
         self._newly_seen: list[InboxKey] = []
@@ -57,17 +58,31 @@ class Inbox:
         while len(self._seen) > self._remember:
             self._seen.popitem(last=False)
 
-    def put(self, incoming: Incoming) -> None:
-        """Keep a message for the application."""
+    def put(self, incoming: Incoming, lane: int = 0) -> None:
+        """Keep a message for whoever takes from ``lane``; 0 is the application's."""
         key = (incoming.sender, incoming.id)
         self._entries[key] = self._changed[key] = incoming
-        self._ready.append(key)
+        self._line_up(key, lane)
 
-    def hand_over(self) -> list[Incoming]:
+    def _line_up(self, key: InboxKey, lane: int) -> None:
+        self._ready.setdefault(lane, deque()).append(key)
+        if lane:
+            self._lanes[key] = lane
+        else:
+            self._lanes.pop(key, None)
+
+    def sort_again(self, lane_of: Callable[[Incoming], int]) -> None:
+        """Ask anew for the lane of everything that waits for the application."""
+        waiting = self._ready.pop(0, deque())
+        for key in waiting:
+            incoming = self._entries.get(key)
+            if incoming is not None:
+                self._line_up(key, lane_of(incoming))
+
+    def hand_over(self, lane: int = 0) -> list[Incoming]:
         """What is ready, in order; each is marked, so that it shows should it have to be offered again."""
         taken = []
-        while self._ready:
-            key = self._ready.popleft()
+        for key in self._ready.pop(lane, ()):
             incoming = self._entries.get(key)
             if incoming is None:
                 continue
@@ -80,13 +95,14 @@ class Inbox:
         """The application is done with a message. Returns whether it was waiting for that."""
         if self._entries.pop((sender, message), None) is None:
             return False
+        self._lanes.pop((sender, message), None)
         self._changed[sender, message] = None
         return True
 
     def offer_again(self, sender: Did, message: MessageId) -> None:
         """The application failed on a message."""
         if (sender, message) in self._entries:
-            self._ready.append((sender, message))
+            self._line_up((sender, message), self._lanes.get((sender, message), 0))
 
     def changes(self) -> tuple[dict[InboxKey, Incoming | None], list[InboxKey]]:
         """Records changed and ids newly seen since the last call."""

@@ -11,8 +11,9 @@ import ssl
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from inspect import isawaitable
 from types import TracebackType
 from typing import Self
@@ -33,7 +34,10 @@ from meshlib.client.events import (
 )
 from meshlib.client.handles import FINAL, Agent, Events, Inbox, Message, Receipt, progress_of
 from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
+from meshlib.client.requests import Answer, Gathering, OnProgress, Requests
+from meshlib.client.routes import Route, Routes
 from meshlib.client.transport import Closed, WebSocket
+from meshlib.client.verbs import PeerSummary
 from meshlib.clock import Instant
 from meshlib.config import ClientConfig, accept_everyone
 from meshlib.crypto.x3dh import Dialect
@@ -54,7 +58,8 @@ from meshlib.errors import (
 from meshlib.identity import Did, Identity, parse_did
 from meshlib.store import open_store
 from meshlib.store.protocol import Changes, Store
-from meshlib.wire.encoding import MessageId, parse_message_id
+from meshlib.wire.encoding import MessageId, parse_message_id, timestamp
+from meshlib.wire.encoding import message_id as message_id_of
 from meshlib.wire.registry import PrekeyUpload, Signer
 
 log = logging.getLogger("meshlib.client")
@@ -117,6 +122,8 @@ class MeshClient:
         self._arrived = anyio.Event()
         self._arrivals: deque[Received] = deque()
         self._pending: dict[tuple[Did, MessageId], Message] = {}
+        self._routes = Routes()
+        self._requests = Requests(config.name or "", self.send, self.take_back, lambda: timestamp(self._now().utc))
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
         self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
@@ -181,6 +188,7 @@ class MeshClient:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._stack.push_async_exit(self._leave)
         self._spawn(self._keep_saved)
+        self.add_route(self._requests)
         if config.register:
             await self._register()
         self._spawn(self._keep_connected)
@@ -312,6 +320,16 @@ class MeshClient:
             await receipt.wait(wait)
         return receipt
 
+    async def take_back(self, message: str) -> bool:
+        """Drop a message that has not left yet. Returns whether it was still here."""
+        dropped = self._open_core().cancel(MessageId(message))
+        if dropped:
+            receipt = self._receipts.get(MessageId(message))
+            if receipt is not None:
+                receipt.give_up(UsageError("the message was taken back before it left"))
+            await self._step()
+        return dropped
+
     def receipt(self, message: str) -> Receipt | None:
         """The receipt of a message sent earlier, by this process or one before it; ``None`` if it is not known.
 
@@ -330,6 +348,59 @@ class MeshClient:
         """Receipts of everything that is not delivered yet, in the order it was sent, over restarts."""
         receipts = [self.receipt(outgoing.id) for outgoing in self._open_core().outbox.all()]
         return [receipt for receipt in receipts if receipt is not None]
+
+    async def request(
+        self,
+        peer: str,
+        content: str,
+        *,
+        timeout: float = 1500.0,  # noqa: ASYNC109 - the agent is told how long we wait
+        hops: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> Answer:
+        """Have a peer do something, and wait for its answer.
+
+        The task is a ``task_request`` envelope; whoever runs a responder answers it. Cancelled or out of time, it is
+        called off at the agent as well.
+
+        Args:
+            peer: display name or DID.
+            content: what is wanted, in words.
+            timeout: seconds to wait.
+            hops: how many agents have passed work on before us; responders refuse beyond a bound.
+            on_progress: called whenever the task has come further.
+        Raises:
+            TaskFailed: the agent said that there will be no answer, and why.
+            TaskUnfinished: no answer in time; its ``state`` says how far the task had come.
+            KnockRefused, AgentNotFound, AmbiguousName, QueueFull, InvalidValue: as with :meth:`send`.
+        """
+        did = await self.resolve(peer)
+        return await self._requests.ask(did, content, message_id_of(os.urandom), timeout, hops, on_progress)
+
+    def gather(self, contents: Mapping[str, str], *, timeout: float = 1500.0, hops: int = 0) -> Gathering:
+        """Have several peers do something at the same time.
+
+        Args:
+            contents: what is wanted, by display name or DID.
+            timeout: seconds after which those who have not answered are left out.
+        Returns:
+            An async iterator of one :class:`Result` per peer, in the order in which they answer.
+        """
+        self._check_able()
+        gathering = Gathering(contents)
+        for peer, content in contents.items():
+            ask = partial(self.request, peer, content, timeout=timeout, hops=hops)
+            self._spawn(gathering.follow, peer, ask)
+        return gathering
+
+    async def peers(self) -> list[PeerSummary]:
+        """Everybody we have talked to, the last first."""
+        core = self._open_core()
+        names = {did: name for name, (did, _) in self._names.items()}
+        return [
+            PeerSummary(peer.did, names.get(peer.did), peer.verified, len(core.outbox.of(peer.did)))
+            for peer in core.peers()
+        ]
 
     async def resolve(self, peer: str) -> Did:
         """The DID of a display name; a DID is returned as it is.
@@ -372,27 +443,64 @@ class MeshClient:
         self._pending.clear()
         return Inbox(self.receive)
 
-    async def receive(self) -> Message:
+    async def receive(self, senders: Collection[str] | None = None) -> Message:
         """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with.
 
+        Args:
+            senders: names or DIDs; take only a message of one of them. The others go on waiting.
         Raises:
+            AgentNotFound, AmbiguousName: a name leads nowhere, or to several agents.
             MeshError: no message waits, and none can come any more.
         """
         core = self._open_core()
+        wanted = None if senders is None else {await self.resolve(sender) for sender in senders}
         while True:
             batch = core.messages()
             if batch:
                 self._arrivals.extend(batch)
                 self._arrivals_step = self._ask_step()
-            if not self._arrivals:
+            found = self._first_arrival(wanted)
+            if found is None:
                 self._check_able()
                 await self._arrived.wait()
             elif self._steps_saved < self._arrivals_step:
                 await self._until_saved(self._arrivals_step)  # that a message was handed over is saved before it is
             else:
-                message = Message(self._arrivals.popleft(), self._confirm)
+                self._arrivals.remove(found)
+                message = Message(found, self._confirm)
                 self._pending[message.sender, message.id] = message
                 return message
+
+    def _first_arrival(self, wanted: set[Did] | None) -> Received | None:
+        return next((one for one in self._arrivals if wanted is None or one.sender in wanted), None)
+
+    def add_route(self, route: Route) -> None:
+        """Let a route take some of the messages before the application sees them, those that wait already included.
+
+        Routes added first are asked first. Each works through its messages in a task of the client, one by one.
+        """
+        core = self._open_core()
+        lane = self._routes.add(route)
+        core.sort_by(self._routes.lane_of)
+        self._spawn(self._serve, route, lane)
+
+    async def _serve(self, route: Route, lane: int) -> None:
+        core = self._open_core()
+        while True:
+            batch = core.messages(lane)
+            if not batch:
+                self._check_able()
+                await self._arrived.wait()
+                continue
+            await self._until_saved(self._ask_step())
+            for received in batch:
+                message = Message(received, self._confirm)
+                try:
+                    await route.handle(message)
+                except MeshError as error:
+                    log.warning("a message of %s waits for the next start: %s", message.sender, error)
+                else:
+                    await message.ack()
 
     async def _confirm(self, message: Message) -> None:
         self._pending.pop((message.sender, message.id), None)

@@ -1,0 +1,388 @@
+"""What agents put into messages when one works for another: tasks, their progress, their answers.
+
+Owns the JSON of these envelopes, as runtimes in the field write them (docs/wire.md), and reading it. Whatever is read
+here is a peer's word: ids, names and numbers are bounded, and nothing is believed. Files have envelopes of their own
+in :mod:`meshlib.wire.transfers`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from meshlib.errors import MalformedFrame
+from meshlib.wire.encoding import js_json, parse_json
+
+MAX_ID = 200
+"""Characters of a task's id. UUIDs have 36; the bound keeps what is remembered per task small."""
+MAX_NAME = 200
+"""Characters kept of the display name a peer gives itself."""
+MAX_HOPS = 1_000
+"""Larger counts say nothing more than this one."""
+MAX_ARTIFACTS = 100
+"""Files an answer may name: as many as a person would look through."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class TaskRequest(Struct, frozen=True, kw_only=True):
+    """A peer wants something done."""
+
+    request_id: str
+    content: str
+    from_agent: str = ""
+    """The name the sender gives itself. Who it is, is the message's sender."""
+    timestamp: str = ""
+    hops: int = 0
+    """How many agents have passed work on before this one. Ours; absent counts as 0."""
+    timeout_seconds: float | None = None
+    """After this time nobody waits for the answer any more. Ours."""
+
+
+class TaskReceived(Struct, frozen=True, kw_only=True):
+    """The peer has the task on its disk."""
+
+    request_id: str
+    from_agent: str = ""
+    accepted_at: str = ""
+
+
+class TaskProgress(Struct, frozen=True, kw_only=True):
+    """The peer is at it."""
+
+    request_id: str
+    stage: str = "executing"
+    """``started`` or ``executing``."""
+    tick: int = 0
+    elapsed_seconds: float = 0.0
+    from_agent: str = ""
+    timestamp: str = ""
+
+
+class Artifact(Struct, frozen=True):
+    """A file an answer speaks of; it travels in messages of its own."""
+
+    name: str
+    path: str = ""
+    size_bytes: int = 0
+
+
+class Telemetry(Struct, frozen=True):
+    """What an answer cost, by the word of who gave it. Zero: not known."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    rounds: int = 0
+    tool_calls: int = 0
+
+
+class TaskResponse(Struct, frozen=True, kw_only=True):
+    """The answer. With ``ok`` false, ``content`` says in one sentence why there is none."""
+
+    request_id: str
+    content: str
+    ok: bool = True
+    error: str | None = None
+    """Why not, for programs: ``refused``, ``busy``, ``timeout``, ``cancelled``, ``failed`` or ``lost``. Ours."""
+    artifacts: tuple[Artifact, ...] = ()
+    telemetry: Telemetry = Telemetry()
+    from_agent: str = ""
+    timestamp: str = ""
+
+
+class TaskCancel(Struct, frozen=True, kw_only=True):
+    """The requester does not wait any more. Ours; others ignore it."""
+
+    request_id: str
+    from_agent: str = ""
+    timestamp: str = ""
+
+
+class Ping(Struct, frozen=True, kw_only=True):
+    """Is anybody there?"""
+
+    nonce: str
+    from_agent: str = ""
+    timestamp: str = ""
+
+
+class Pong(Struct, frozen=True, kw_only=True):
+    """Yes."""
+
+    nonce: str
+    from_agent: str = ""
+    timestamp: str = ""
+
+
+Envelope = TaskRequest | TaskReceived | TaskProgress | TaskResponse | TaskCancel | Ping | Pong
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_envelope(envelope: Envelope) -> dict[str, object]:
+    """The JSON object of an envelope, ready to be sent as a payload."""
+    match envelope:
+        case TaskRequest():
+            members: dict[str, object] = {
+                "type": "task_request",
+                "message_id": envelope.request_id,
+                "request_id": envelope.request_id,
+                "content": envelope.content,
+                "from_agent": envelope.from_agent,
+                "timestamp": envelope.timestamp,
+            }
+            if envelope.hops:
+                members["hops"] = envelope.hops
+            if envelope.timeout_seconds is not None:
+                members["timeout_seconds"] = envelope.timeout_seconds
+            return members
+        case TaskReceived():
+            return {
+                "type": "task_received",
+                "request_id": envelope.request_id,
+                "from_agent": envelope.from_agent,
+                "accepted_at": envelope.accepted_at,
+            }
+        case TaskProgress():
+            return {
+                "type": "task_progress",
+                "message_id": f"progress-{envelope.request_id}-{envelope.tick}",
+                "in_reply_to_id": envelope.request_id,
+                "task_id": envelope.request_id,
+                "stage": envelope.stage,
+                "tick": envelope.tick,
+                "elapsed_seconds": round(envelope.elapsed_seconds, 3),
+                "from_agent": envelope.from_agent,
+                "timestamp": envelope.timestamp,
+            }
+        case TaskResponse():
+            answer: dict[str, object] = {
+                "type": "task_response",
+                "content": envelope.content,
+                "ok": envelope.ok,
+                "in_reply_to": envelope.request_id,
+                "in_reply_to_id": envelope.request_id,
+                "artifacts": [_members(artifact) for artifact in envelope.artifacts],
+                "trace": [],
+                "telemetry": _members(envelope.telemetry),
+                "from_agent": envelope.from_agent,
+                "timestamp": envelope.timestamp,
+            }
+            if envelope.error is not None:
+                answer["error"] = envelope.error
+            return answer
+        case TaskCancel():
+            return {"type": "task_cancel", **_members(envelope)}
+        case Ping():
+            return {"type": "mesh:ping", **_members(envelope)}
+        case Pong():
+            return {"type": "mesh:pong", **_members(envelope)}
+
+
+def _members(value: Struct) -> dict[str, object]:
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def unwrapped(payload: object) -> object:
+    """A payload without the wrapping that runtimes in the field put around it.
+
+    Python peers JSON-encode a text that is itself JSON, so an object may arrive as a string; and what OpenClaw's model
+    sends arrives as the ``content`` of a ``task_request``. One level of each is taken off; the rest stays as it is.
+    """
+    payload = _parsed_object(payload)
+    if isinstance(payload, dict) and payload.get("type") == "task_request":
+        inner = _parsed_object(payload.get("content"))
+        if isinstance(inner, dict) and isinstance(inner.get("type"), str):
+            return inner
+    return payload
+
+
+def _parsed_object(payload: object) -> object:
+    if not isinstance(payload, str) or not payload.lstrip().startswith("{"):
+        return payload
+    try:
+        value = parse_json(payload)
+    except MalformedFrame:
+        return payload
+    return value if isinstance(value, dict) else payload
+
+
+def envelope_type(payload: object) -> str | None:
+    """The ``type`` of a payload that is an envelope of whatever kind, or ``None``."""
+    payload = unwrapped(payload)
+    if not isinstance(payload, dict):
+        return None
+    kind = payload.get("type")
+    return kind if isinstance(kind, str) else None
+
+
+def read_envelope(payload: object, message_id: str = "") -> Envelope | None:
+    """Read a payload as one of the envelopes above.
+
+    Args:
+        payload: as it was received, wrapped or not.
+        message_id: names the task if the envelope does not.
+    Returns:
+        ``None`` for anything else: text, foreign envelopes, other JSON.
+    Raises:
+        MalformedFrame: it says it is one of ours and has impossible members. ``id`` is the task's id, if readable.
+    """
+    members = unwrapped(payload)
+    if not isinstance(members, dict):
+        return None
+    kind = members.get("type")
+    read = _READERS.get(kind) if isinstance(kind, str) else None
+    return read(_Members(members, kind, message_id)) if read is not None and isinstance(kind, str) else None
+
+
+class _Members:
+    """Members of an envelope: those it cannot do without are checked, the others fall back to a default."""
+
+    def __init__(self, members: Mapping[str, Any], kind: str, message_id: str) -> None:
+        self._members = members
+        self._kind = kind
+        self._message_id = message_id
+
+    def task_id(self, *names: str) -> str:
+        """The first usable id among ``names``, else the id of the message."""
+        for name in names:
+            value = self._members.get(name)
+            if isinstance(value, str) and value:
+                if len(value) > MAX_ID or _CONTROL.search(value):
+                    raise MalformedFrame(
+                        f"{name} of a {self._kind} must have at most {MAX_ID} printable characters",
+                        frame_type=self._kind,
+                    )
+                return value
+        if not self._message_id:
+            raise MalformedFrame(f"a {self._kind} names no task", frame_type=self._kind)
+        return self._message_id
+
+    def text(self, name: str) -> str:
+        """A text the envelope cannot do without; another JSON value becomes its text."""
+        value = self._members.get(name)
+        if value is None:
+            raise MalformedFrame(f"a {self._kind} has no {name}", frame_type=self._kind, id=self._readable_id())
+        return value if isinstance(value, str) else js_json(value)
+
+    def _readable_id(self) -> str | None:
+        try:
+            return self.task_id("request_id", "message_id")
+        except MalformedFrame:
+            return None
+
+    def name(self, name: str, limit: int = MAX_NAME) -> str:
+        value = self._members.get(name)
+        return _CONTROL.sub("", value[:limit]) if isinstance(value, str) else ""
+
+    def count(self, name: str, limit: int = 2**53) -> int:
+        return _count(self._members.get(name), limit)
+
+    def seconds(self, name: str) -> float | None:
+        value = self._members.get(name)
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        return float(value) if usable and value is not None else None
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._members.get(name)
+        return value if isinstance(value, bool) else default
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self._members.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def several(self, name: str) -> list[Any]:
+        value = self._members.get(name)
+        return value if isinstance(value, list) else []
+
+
+def _count(value: object, limit: int = 2**53) -> int:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return min(int(value), limit) if usable and isinstance(value, int | float) else 0
+
+
+def _read_request(members: _Members) -> TaskRequest:
+    return TaskRequest(
+        request_id=members.task_id("request_id", "message_id"),
+        content=members.text("content"),
+        from_agent=members.name("from_agent"),
+        timestamp=members.name("timestamp"),
+        hops=members.count("hops", MAX_HOPS),
+        timeout_seconds=members.seconds("timeout_seconds"),
+    )
+
+
+def _read_received(members: _Members) -> TaskReceived:
+    return TaskReceived(
+        request_id=members.task_id("request_id"),
+        from_agent=members.name("from_agent"),
+        accepted_at=members.name("accepted_at"),
+    )
+
+
+def _read_progress(members: _Members) -> TaskProgress:
+    return TaskProgress(
+        request_id=members.task_id("in_reply_to_id", "task_id"),
+        stage=members.name("stage", 20) or "executing",
+        tick=members.count("tick"),
+        elapsed_seconds=members.seconds("elapsed_seconds") or 0.0,
+        from_agent=members.name("from_agent"),
+        timestamp=members.name("timestamp"),
+    )
+
+
+def _read_response(members: _Members) -> TaskResponse:
+    telemetry = members.mapping("telemetry")
+    artifacts = [one for one in members.several("artifacts")[:MAX_ARTIFACTS] if isinstance(one, dict)]
+    return TaskResponse(
+        request_id=members.task_id("in_reply_to_id", "in_reply_to"),
+        content=members.text("content"),
+        ok=members.flag("ok", True),
+        error=members.name("error", 40) or None,
+        artifacts=tuple(_read_artifact(_Members(one, "artifact", "")) for one in artifacts),
+        telemetry=Telemetry(*(_count(telemetry.get(name)) for name in Telemetry.__struct_fields__)),
+        from_agent=members.name("from_agent"),
+        timestamp=members.name("timestamp"),
+    )
+
+
+def _read_artifact(members: _Members) -> Artifact:
+    return Artifact(members.name("name"), members.name("path", 4096), members.count("size_bytes"))
+
+
+def _read_cancel(members: _Members) -> TaskCancel:
+    return TaskCancel(
+        request_id=members.task_id("request_id"),
+        from_agent=members.name("from_agent"),
+        timestamp=members.name("timestamp"),
+    )
+
+
+def _read_ping(members: _Members) -> Ping:
+    return Ping(
+        nonce=members.task_id("nonce"), from_agent=members.name("from_agent"), timestamp=members.name("timestamp")
+    )
+
+
+def _read_pong(members: _Members) -> Pong:
+    return Pong(
+        nonce=members.task_id("nonce"), from_agent=members.name("from_agent"), timestamp=members.name("timestamp")
+    )
+
+
+_READERS: dict[str, Callable[[_Members], Envelope]] = {
+    "task_request": _read_request,
+    "task_received": _read_received,
+    "task_progress": _read_progress,
+    "task_response": _read_response,
+    "task_cancel": _read_cancel,
+    "mesh:ping": _read_ping,
+    "mesh:pong": _read_pong,
+}
