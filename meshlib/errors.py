@@ -14,13 +14,15 @@
     │   ├── Replayed          authentic once, seen before
     │   ├── TooManySkipped    the gap to the message is larger than the bound
     │   ├── UnknownPrekey     an opening names a prekey that is not held any more
-    │   └── KnockRefused      the peer does not want to talk
+    │   ├── KnockRefused      the peer does not want to talk
+    │   └── TaskFailed        the peer answered that it did not do what it was asked for
     ├── ServiceError          relay or registry answered and said no
     │   ├── RelayRefused
     │   ├── RegistryRefused
     │   ├── AgentNotFound     no agent of that name or DID
     │   └── AmbiguousName     several agents share the name
     ├── TransportError        no answer at all: retry later
+    │   └── TaskUnfinished    a task was not answered in time; says how far it had come
     └── StoreError            the local store cannot be read or written
 
 Facts ride as attributes. No message and no attribute holds a key, a payload or a token.
@@ -120,6 +122,21 @@ class KnockRefused(PeerError):
         self.reason = reason
 
 
+class TaskFailed(PeerError):
+    """The peer answered that it did not do what it was asked for.
+
+    ``error`` says why, ``refused``, ``busy``, ``timeout``, ``cancelled``, ``failed``, ``lost``, or
+    another word of the peer's. ``content`` says it in the peer's words, which are untrusted.
+    """
+
+    def __init__(self, peer: str, request_id: str, error: str, content: str) -> None:
+        super().__init__(f"{peer} did not do the task ({error})")
+        self.peer = peer
+        self.request_id = request_id
+        self.error = error
+        self.content = content
+
+
 class ServiceError(MeshError):
     """A relay or a registry answered, and said no."""
 
@@ -161,6 +178,16 @@ class AmbiguousName(ServiceError):
 
 class TransportError(MeshError):
     """No answer: the connection failed or timed out. Retrying later can help."""
+
+
+class TaskUnfinished(TransportError):
+    """A task was not answered in time. ``state`` says how far it had come, see :class:`meshlib.TaskState`."""
+
+    def __init__(self, peer: str, request_id: str, state: str, detail: str) -> None:
+        super().__init__(f"the task for {peer} is {state}: {detail}")
+        self.peer = peer
+        self.request_id = request_id
+        self.state = state
 
 
 class StoreError(MeshError):

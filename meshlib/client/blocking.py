@@ -1,7 +1,8 @@
 """The same client for programs without an event loop: an anyio portal runs it in a thread."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.mesh import Agent, MeshClient, Message, Receipt
+from meshlib.client.requests import Answer, OnProgress, Result
 from meshlib.config import ClientConfig
 from meshlib.errors import NotConnected
 from meshlib.identity import Did
@@ -112,6 +114,33 @@ class BlockingMeshClient:
         while (message := self.receive(timeout)) is not None:
             yield message
             message.ack()
+
+    def request(
+        self, peer: str, content: str, *, timeout: float = 1500.0, hops: int = 0, on_progress: OnProgress | None = None
+    ) -> Answer:
+        """Have a peer do something, and wait for its answer; see :meth:`meshlib.MeshClient.request`.
+
+        ``on_progress`` is called in the client's thread.
+        """
+        portal, client = self._open()
+        return portal.call(partial(client.request, peer, content, timeout=timeout, hops=hops, on_progress=on_progress))
+
+    def gather(self, contents: Mapping[str, str], *, timeout: float = 1500.0, hops: int = 0) -> Iterator[Result]:
+        """Have several peers do something at once: results as they come; see :meth:`meshlib.MeshClient.gather`.
+
+        Leaving the loop early calls the rest off.
+        """
+        portal, client = self._open()
+        gathering = portal.call(partial(client.gather, contents, timeout=timeout, hops=hops))
+
+        async def following() -> Result | None:
+            return await anext(gathering, None)
+
+        try:
+            while (result := portal.call(following)) is not None:
+                yield result
+        finally:
+            portal.call(gathering.cancel)
 
     def discover(self, capability: str, limit: int = 50) -> list[Agent]:
         """Agents that publish a capability; see :meth:`meshlib.MeshClient.discover`."""

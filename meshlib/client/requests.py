@@ -17,7 +17,7 @@ import anyio
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import Message, Receipt
-from meshlib.errors import InvalidValue, KnockRefused, MeshError, PeerError, TransportError
+from meshlib.errors import InvalidValue, KnockRefused, MeshError, PeerError, TaskFailed, TaskUnfinished
 from meshlib.identity import Did
 from meshlib.wire.encoding import MessageId
 from meshlib.wire.envelopes import (
@@ -100,34 +100,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-class TaskFailed(PeerError):
-    """The peer answered that there will be no answer.
-
-    Attributes:
-        peer, request_id: whose task it was.
-        error: why, for programs: ``refused``, ``busy``, ``timeout``, ``cancelled``, ``failed``, ``lost``, or another
-            word of the peer's.
-        content: why, in the peer's words. Untrusted.
-    """
-
-    def __init__(self, peer: Did, request_id: str, error: str, content: str) -> None:
-        super().__init__(f"{peer} did not do it ({error})")
-        self.peer = peer
-        self.request_id = request_id
-        self.error = error
-        self.content = content
-
-
-class TaskUnfinished(TransportError):
-    """The time is over and no answer has come. ``state`` tells how far the task had come."""
-
-    def __init__(self, peer: Did, request_id: str, state: TaskState, waited: float) -> None:
-        super().__init__(f"no answer of {peer} within {waited:g} s: the task is {state}, {_ADVICE[state]}")
-        self.peer = peer
-        self.request_id = request_id
-        self.state = state
 
 
 _ADVICE = {
@@ -269,7 +241,7 @@ class Requests:
                 return _answer_of(response, peer, time.monotonic() - started)
             state = task.state(time.monotonic())
             await self._call_off(task)
-            raise TaskUnfinished(peer, request_id, state, patience)
+            raise TaskUnfinished(peer, request_id, state, f"no answer within {patience:g} s: {_ADVICE[state]}")
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await self._call_off(task)

@@ -36,7 +36,8 @@ class AnyReceipt(Protocol):
     state: DeliveryState
     detail: str
 
-    async def wait(self, state: DeliveryState | str = DeliveryState.DELIVERED) -> DeliveryState: ...
+    async def wait(self, state: DeliveryState | str = DeliveryState.DELIVERED) -> DeliveryState:
+        """Wait until it has come at least as far as ``state``."""
 
 
 class AnyMessage(Protocol):
@@ -48,14 +49,16 @@ class AnyMessage(Protocol):
     encrypted: bool
     redelivered: bool
 
-    async def ack(self) -> None: ...
+    async def ack(self) -> None:
+        """Confirm that the message has been dealt with."""
 
 
 class Mesh(Protocol):
     """An agent's place on the mesh. Each verb is documented at :class:`meshlib.MeshClient`."""
 
     @property
-    def did(self) -> Did: ...
+    def did(self) -> Did:
+        """The DID of whom we speak for."""
 
     async def send(
         self,
@@ -64,13 +67,17 @@ class Mesh(Protocol):
         *,
         wait: DeliveryState | str | None = None,
         message_id: str | None = None,
-    ) -> AnyReceipt: ...
+    ) -> AnyReceipt:
+        """Send a message, end to end encrypted; returns once it is in the outbox."""
 
-    async def receive(self, senders: Collection[str] | None = None) -> AnyMessage: ...
+    async def receive(self, senders: Collection[str] | None = None) -> AnyMessage:
+        """The next message, of one of ``senders`` if they are given."""
 
-    async def resolve(self, peer: str) -> Did: ...
+    async def resolve(self, peer: str) -> Did:
+        """The DID of a display name."""
 
-    async def discover(self, capability: str, limit: int = 50) -> list[Agent]: ...
+    async def discover(self, capability: str, limit: int = 50) -> list[Agent]:
+        """Agents that publish a capability, the freshest first."""
 
     async def request(
         self,
@@ -80,6 +87,8 @@ class Mesh(Protocol):
         timeout: float = 1500.0,  # noqa: ASYNC109 - the agent is told how long we wait
         hops: int = 0,
         on_progress: OnProgress | None = None,
-    ) -> Answer: ...
+    ) -> Answer:
+        """Have a peer do something, and wait for its answer."""
 
-    async def peers(self) -> list[PeerSummary]: ...
+    async def peers(self) -> list[PeerSummary]:
+        """Everybody we have talked to, the last first."""

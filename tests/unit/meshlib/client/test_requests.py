@@ -6,8 +6,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 
-from meshlib import ClientConfig, InvalidValue, KnockRefused, MeshClient, StoreError, refuse_everyone
-from meshlib.client.requests import TaskFailed, TaskState, TaskUnfinished
+from meshlib import (
+    BlockingMeshClient,
+    ClientConfig,
+    InvalidValue,
+    KnockRefused,
+    MeshClient,
+    StoreError,
+    TaskFailed,
+    TaskState,
+    TaskUnfinished,
+    refuse_everyone,
+)
 from meshlib.wire.envelopes import (
     TaskCancel,
     TaskProgress,
@@ -282,3 +292,24 @@ async def test_peers_are_listed_with_what_waits_for_them(servers):
         await alice.receive()
         (peer,) = await alice.peers()
         assert (peer.did, peer.name, peer.verified) == (bob.did, bob_name, True)
+
+
+async def test_a_blocking_program_asks_and_gathers(servers):
+    bob_name = unique("bob")
+    urls = {"relay_url": servers.relay, "registry_url": servers.registry}
+
+    def ask():
+        with BlockingMeshClient(ClientConfig(name=unique("alice"), **urls)) as alice:
+            one = alice.request(bob_name, "one", timeout=PATIENCE)
+            both = list(alice.gather({bob_name: "two", "nobody-of-that-name": "three"}, timeout=PATIENCE))
+        return one.content, {result.peer: result.answer.content for result in both if result.answer}, len(both)
+
+    async with agents(servers, bob_name) as (bob,), anyio.create_task_group() as tasks:
+
+        async def respond():
+            for content in ("first", "second"):
+                asker, task = await next_task(bob)
+                await bob.send(asker, write_envelope(TaskResponse(request_id=task.request_id, content=content)))
+
+        tasks.start_soon(respond)
+        assert await anyio.to_thread.run_sync(ask) == ("first", {bob_name: "second"}, 2)
