@@ -155,6 +155,7 @@ class ClientCore:
         self.profile = profile
         self.limits = limits
         self.link = Link.DOWN
+        self._connection = 0
         self.features: frozenset[str] = frozenset()
         self.keyring = Keyring(profile.identity, prekeys)
         self.keyring.restore(state.signed_prekeys, state.one_time_prekeys, state.next_prekey_id)
@@ -306,6 +307,7 @@ class ClientCore:
         """The socket is up. ``challenge`` is what the relay put into its handshake answer, if it did."""
         if self.link is not Link.DOWN:
             return
+        self._connection += 1
         self.features = frozenset()
         self._terminal = False
         self.overflowed = False
@@ -651,7 +653,9 @@ class ClientCore:
             return
         # No session reads it, but a knock that is on its way may explain it.
         reported = known and not asked
-        for dropped in self.held.hold(sender, frame, now.monotonic, considered=asked, reported=reported):
+        for dropped in self.held.hold(
+            sender, frame, now.monotonic, connection=self._connection, considered=asked, reported=reported
+        ):
             self._give_up(dropped)
 
     def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
@@ -878,7 +882,7 @@ class ClientCore:
         for held in self.held.release(sender):
             # To one that was refused "unread" could arrive before the reject, and it would open a session for it.
             if why != frames.POLICY:
-                self._ack(held.frame.id, sender, unread=True)
+                self._complain(held, sender)
 
     def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:
         """The policy's decision about a :class:`~meshlib.client.events.KnockReceived`: its ``peer`` and ``knock_id``.
@@ -909,7 +913,9 @@ class ClientCore:
                     if failure is None:
                         continue
                     if self._is_asked(sender):  # the other knock may explain it
-                        for dropped in self.held.hold(sender, held.frame, now.monotonic, considered=True):
+                        for dropped in self.held.hold(
+                            sender, held.frame, now.monotonic, connection=held.connection, considered=True
+                        ):
                             self._give_up(dropped)
                     else:
                         self._give_up(held, str(failure))
@@ -988,15 +994,24 @@ class ClientCore:
     def _expire_held(self, now: Instant) -> None:
         for sender, lost in self.held.expire(now.monotonic).items():
             for held in lost:
-                self._ack(held.frame.id, sender, unread=True)
+                self._complain(held, sender)
             self._events.append(SessionLost(sender, f"{len(lost)} messages came that no session and no knock explains"))
 
     def _give_up(self, held: Held, detail: str = "no session reads the message") -> None:
         """A message nothing will ever read: say so, here and to its sender."""
         sender = parse_did(held.frame.sender)  # not always who wrote last: the oldest peer held makes room too
-        self._ack(held.frame.id, sender, unread=True)
+        self._complain(held, sender)
         if not held.reported:
             self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))
+
+    def _complain(self, held: Held, sender: Did) -> None:
+        """Say that a message was not read, on the connection it came on.
+
+        On a later one the complaint would meet a newer copy of the message. The relay offers all that was not
+        acknowledged there anew, and that copy is judged for itself.
+        """
+        if held.connection == self._connection:
+            self._ack(held.frame.id, sender, unread=True)
 
     # --- receipts ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ class Held(NamedTuple):
     frame: Message
     until: float
     reported: bool
+    connection: int
+    """On which connection it came: only there may it be called unread."""
 
 
 class HeldMessages:
@@ -35,16 +37,20 @@ class HeldMessages:
         """Bytes of ciphertext held."""
         return sum(self._sizes.values())
 
-    def hold(self, sender: Did, frame: Message, now: float, *, considered: bool, reported: bool = False) -> list[Held]:
+    def hold(
+        self, sender: Did, frame: Message, now: float, *, connection: int, considered: bool, reported: bool = False
+    ) -> list[Held]:
         """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
 
         Args:
             now: monotonic seconds.
+            connection: the number of the connection it came on.
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
         """
         size = self._limits.asked_frames_per_peer if considered else self._limits.held_frames_per_peer
         queue = self._of.setdefault(sender, deque())
-        queue.append(Held(frame, float("inf") if considered else now + self._limits.held_seconds, reported))
+        until = float("inf") if considered else now + self._limits.held_seconds
+        queue.append(Held(frame, until, reported, connection))
         self._sizes[sender] = self._sizes.get(sender, 0) + len(frame.ciphertext)
         dropped = [self._oldest(sender) for _ in range(len(queue) - size)]
         while len(self._of) > self._limits.held_peers:

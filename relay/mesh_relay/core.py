@@ -203,7 +203,7 @@ class _Acked:
         return bool(self._recipients)
 
     def add(self, recipient: Did, sender: Did, frame_id: str, fingerprint: int) -> None:
-        if self._count >= self._total:
+        while self._count >= self._total:  # once more where all of it is new
             self.rotate()
         newer, older = self._recipients.get(recipient) or ({}, {})
         if len(newer) >= self._each:
@@ -257,6 +257,7 @@ class _Binding:
         "mailbox",
         "pinged_at",
         "receipts",
+        "superseded",
         "verified",
     )
 
@@ -275,6 +276,8 @@ class _Binding:
         self.fetching = False  # a fetch_pending waits for its answer
         self.acked: dict[Did, int] = {}  # the highest number acked, by sender; only for clients of the SDK's kind
         self.controls: dict[int, _Entry] = {}  # pushed here, by number; only for clients that do not ack them
+        # Copies pushed here that a newer one has replaced and that were not answered yet, by (sender, id).
+        self.superseded: dict[tuple[str, str], int] = {}
 
 
 @dataclass(slots=True)
@@ -700,6 +703,7 @@ class RelayCore:
         earlier = mailbox.awaiting.setdefault(entry.id, entry)
         if earlier is not entry:
             if earlier.sender == entry.sender:
+                self._supersede(earlier)
                 mailbox.awaiting[entry.id] = entry
             else:
                 rivals = mailbox.rivals.setdefault(entry.id, [])
@@ -720,6 +724,8 @@ class RelayCore:
         if frame_id is msgspec.UNSET:
             self._complain(binding.link, "an ack has an id")
             return
+        if binding.superseded and self._is_about_older_copy(binding, envelope):
+            return
         entry = self._meant(binding, frame_id, envelope.sender)
         if entry is None:
             return  # acked before, expired, replaced, or of somebody else
@@ -736,6 +742,30 @@ class RelayCore:
                 binding.acked[entry.sender] = entry.seq
             if binding.controls:
                 self._overtaken(binding, entry.seq)
+
+    def _is_about_older_copy(self, binding: _Binding, envelope: Envelope) -> bool:
+        """Whether a complaint may be about a copy that has been replaced since it was pushed.
+
+        The recipient answers each copy it gets, in whatever order. Until it has answered them all a complaint says
+        nothing about the newest one: to delete that would put what follows it before it. A copy that was read settles
+        all of them.
+        """
+        key = (str(envelope.sender), str(envelope.id))
+        unanswered = binding.superseded.pop(key, 0)
+        if not unanswered or envelope.unread is not True:
+            return False
+        if unanswered > 1:
+            binding.superseded[key] = unanswered - 1
+        return True
+
+    def _supersede(self, earlier: _Entry) -> None:
+        """A newer copy takes the place of ``earlier``: an answer to that one may be on its way."""
+        receiver = earlier.mailbox.binding
+        if receiver is None or not receiver.acks_everything or earlier.seq > receiver.cursor:
+            return
+        if len(receiver.superseded) < self.limits.recipient_frames:
+            key = (earlier.sender, earlier.id)
+            receiver.superseded[key] = receiver.superseded.get(key, 0) + 1
 
     def _meant(self, binding: _Binding, frame_id: str, sender: str | msgspec.UnsetType) -> _Entry | None:
         """The frame an ack is about."""
@@ -909,6 +939,7 @@ class RelayCore:
 
     def _replace(self, earlier: _Entry, entry: _Entry) -> None:
         """Let ``entry`` take the place of ``earlier``, which stays in the inbox until this one is there."""
+        self._supersede(earlier)
         self._forget(earlier)
         self._uncount(earlier.mailbox, earlier.pair, earlier.size)
         if self._pending.pop(earlier.seq, None) is not None:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mesh_relay.core import Link
 from mesh_relay.records import Load, Work
@@ -623,6 +623,7 @@ def test_who_acks_much_does_not_make_the_relay_forget_what_others_acked() -> Non
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), max_size=80))
+@example([(recipient, number) for recipient in range(5) for number in range(3)])  # nothing is old when it is full
 def test_the_memory_of_acks_is_bounded(acked: list[tuple[int, int]]) -> None:
     relay = Relay(acked_each=6, acked_memory=12)
     for recipient, number in acked:
@@ -732,6 +733,56 @@ def test_an_unread_frame_is_reported_and_its_new_encryption_arrives(relay: Relay
     assert relay.receipts(alice)[-1] == ("1", "unread")
     relay.say(alice, message(BOB.did, "1", ciphertext="bmV3"))
     assert len(relay.frames(bob, "message")) == 2
+
+
+def unread(frame_id: str) -> bytes:
+    return dump({"v": 1, "type": "ack", "id": frame_id, "from": ALICE.did, "unread": True})
+
+
+def test_a_complaint_about_an_older_copy_leaves_the_newer_one(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, features=FEATURES), relay.join(BOB, features=FEATURES)
+    relay.say(alice, message(BOB.did, "1", ciphertext="b2xk"), message(BOB.did, "2", ciphertext="b2xk"))
+    relay.say(alice, message(BOB.did, "1", ciphertext="bmV3"), message(BOB.did, "2", ciphertext="bmV3"))
+    relay.commit()
+    relay.say(bob, unread("1"))  # of the old copy; without the new one "2" would come before "1"
+    assert ("1", "unread") not in relay.receipts(alice)
+    relay.core.lost(bob)
+    again = relay.join(BOB, features=FEATURES)
+    relay.commit()
+    assert relay.ids(again) == ["1", "2"]
+
+
+def test_a_recipient_that_reads_no_copy_is_believed_after_the_last(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, features=FEATURES), relay.join(BOB, features=FEATURES)
+    for ciphertext in ("b2xk", "bmV3", "bmV3ZXI="):
+        relay.say(alice, message(BOB.did, "1", ciphertext=ciphertext))
+    relay.say(bob, unread("1"), unread("1"))
+    assert ("1", "unread") not in relay.receipts(alice)
+    relay.say(bob, unread("1"))
+    assert relay.receipts(alice)[-1] == ("1", "unread")
+
+
+def test_a_copy_that_was_read_settles_all_of_them(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, features=FEATURES), relay.join(BOB, features=FEATURES)
+    relay.say(alice, message(BOB.did, "1", ciphertext="b2xk"), message(BOB.did, "1", ciphertext="bmV3"))
+    relay.say(bob, dump({"v": 1, "type": "ack", "id": "1", "from": ALICE.did}), unread("1"))
+    assert relay.receipts(alice)[-1] == ("1", "delivered")
+    relay.say(alice, message(BOB.did, "1", ciphertext="bmV3ZXI="))
+    relay.say(bob, unread("1"))  # nothing is open from before
+    assert relay.receipts(alice)[-1] == ("1", "unread")
+
+
+def test_copies_of_an_earlier_connection_are_none_of_this_ones(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE, features=FEATURES), relay.join(BOB, features=FEATURES)
+    relay.say(alice, message(BOB.did, "1", ciphertext="b2xk"))
+    relay.commit()
+    relay.core.lost(bob)
+    relay.say(alice, message(BOB.did, "1", ciphertext="bmV3"))
+    relay.commit()
+    again = relay.join(BOB, features=FEATURES)
+    relay.commit()
+    relay.say(again, unread("1"))
+    assert relay.receipts(alice)[-1] == ("1", "unread")
 
 
 def test_the_relay_pings_only_the_silent_and_not_when_told_not_to() -> None:

@@ -686,6 +686,20 @@ class TestHealing:
         bob.step()
         assert mesh.unread == [(bob.did, decode(message).id)]
 
+    def test_held_messages_of_an_earlier_connection_are_given_up_in_silence(self, mesh):
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "hello")
+        _, message = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        bob.receive(message)
+        bob.core.closed(1006, "")
+        bob.connect()
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        # On this connection the relay may have offered a newer copy of it: that one is not what was not read.
+        assert mesh.unread == []
+        assert len(bob.core.held) == 0
+
 
 class TestHandOver:
     def test_nothing_is_acknowledged_before_it_is_handed_over_and_confirmed(self, mesh):  # 30
