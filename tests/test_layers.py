@@ -36,12 +36,16 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
-CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.config", "meshlib.client.events")
+CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
 CORES = tuple(f"meshlib.client.{name}" for name in ("core", "peers", "keyring", "knocks", "inbox", "outbox", "held"))
 STORES = ("meshlib.store",)
 SHELLS = tuple(
     f"meshlib.client.{name}" for name in ("mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
+RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs", "policy"))
+RUNTIMES = ("meshlib.responder.runtimes",)
+RESPONDER_STORES = ("meshlib.responder.journal",)
+RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
 DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
 
 TABLE = {
@@ -72,8 +76,46 @@ TABLE = {
     ),
     "doors": Row(
         (*DOORS, "meshlib.__init__"),
-        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, *CORES, *STORES, *SHELLS),
+        (
+            *IDENTITY,
+            *SESSION,
+            *WIRE,
+            *CORE_VALUES,
+            *CORES,
+            *STORES,
+            *SHELLS,
+            *RESPONDER_CORES,
+            *RESPONDER_STORES,
+            *RUNTIMES,
+            *RESPONDER_SHELLS,
+        ),
         ("anyio", "httpx"),
+    ),
+    "responder cores": Row(
+        RESPONDER_CORES,
+        (*IDENTITY, *WIRE, *CORE_VALUES, "meshlib.responder.runtimes.protocol"),
+        never=(*IO, *CLOCK_AND_CHANCE, "logging"),
+    ),
+    "responder stores": Row(
+        RESPONDER_STORES, (*IDENTITY, *SESSION, *WIRE, *STORES, *RESPONDER_CORES), ("msgspec",), never=("asyncio",)
+    ),
+    "runtimes": Row(
+        RUNTIMES, (*IDENTITY, *WIRE, *CORE_VALUES), ("anyio", "httpx"), never=("asyncio", "sqlite3", "threading")
+    ),
+    "responder shells": Row(
+        RESPONDER_SHELLS,
+        (
+            *IDENTITY,
+            *WIRE,
+            *CORE_VALUES,
+            *STORES,
+            *SHELLS,
+            *RESPONDER_CORES,
+            *RESPONDER_STORES,
+            *RUNTIMES,
+        ),
+        ("anyio",),
+        never=("asyncio", "sqlite3", "subprocess"),
     ),
     "relay cores": Row(
         (
@@ -87,7 +129,7 @@ TABLE = {
             "mesh_relay.metrics",
             "mesh_relay.logs",
         ),
-        (*IDENTITY, *WIRE, "meshlib.clock"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets"),
         ("msgspec", "websockets"),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
@@ -108,7 +150,6 @@ TABLE = {
             "mesh_registry.__init__",
             "mesh_registry.core",
             "mesh_registry.bodies",
-            "mesh_registry.buckets",
             "mesh_registry.metrics",
             "mesh_registry.openapi",
             "mesh_registry.proofs",
@@ -116,7 +157,7 @@ TABLE = {
             "mesh_registry.render",
             "mesh_registry.verbs",
         ),
-        (*IDENTITY, *WIRE, "meshlib.clock"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets"),
         ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
@@ -127,13 +168,13 @@ TABLE = {
     ),
     "registry shells": Row(
         ("mesh_registry.api", "mesh_registry.oidc", "mesh_registry.config", "mesh_registry.logs"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_registry"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
         ("starlette", "httpx", "jwt"),
         never=("sqlite3", "subprocess", "socket"),
     ),
     "registry door": Row(
         ("mesh_registry.__main__", "mesh_registry.http"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_registry"),
+        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
         ("uvicorn", "uvloop", "httpx"),
     ),
 }
@@ -225,7 +266,7 @@ def test_servers_borrow_identities_and_the_wire_only() -> None:
         if one.imported.startswith("meshlib")
     }
     assert borrowed
-    assert all(within(one, (*IDENTITY, *WIRE, "meshlib.clock")) for one in borrowed)
+    assert all(within(one, (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets")) for one in borrowed)
 
 
 def test_meshlib_imports_no_server() -> None:

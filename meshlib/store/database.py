@@ -23,6 +23,7 @@ LOG_BYTES = 4 * 1024 * 1024
 
 _OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _MADE_FILES = (DATABASE_FILE, f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm", f"{DATABASE_FILE}.new")
+"""What a folder may hold that is closed to others without asking."""
 
 _DAMAGED = "is damaged: move the folder away, then restore a copy of it or start with a new identity"
 _ADVICE = {
@@ -39,11 +40,11 @@ _ADVICE = {
 }
 
 
-def schemas() -> tuple[str, ...]:
+def schemas(package: str = "meshlib.store") -> tuple[str, ...]:
     """The SQL scripts in order: the first makes a new database, each next one upgrades from the version before it."""
     scripts = {
         int(script.name.removesuffix(".sql")): script.read_text(encoding="utf-8")
-        for script in (files("meshlib.store") / "schema").iterdir()
+        for script in (files(package) / "schema").iterdir()
         if script.name.endswith(".sql")
     }
     return tuple(scripts[version] for version in sorted(scripts))
@@ -85,6 +86,7 @@ class Database:
         fill: called once, in the transaction that makes a new database.
         scripts: schema versions, as :func:`schemas` gives them.
         max_bytes: bound of the file's size.
+        name: of the file.
     Raises:
         StoreError: damaged, foreign, of a newer version, or not to be opened.
     """
@@ -95,8 +97,9 @@ class Database:
         fill: Callable[[sqlite3.Connection], None],
         scripts: Sequence[str],
         max_bytes: int | None = None,
+        name: str = DATABASE_FILE,
     ) -> None:
-        self.path = folder / DATABASE_FILE
+        self.path = folder / name
         self._scripts = scripts
         try:
             with self._explained():
@@ -124,15 +127,15 @@ class Database:
 
     def _discard_unfinished(self) -> None:
         """Remove what a process left that died while it made the database."""
-        for leftover in self.path.parent.glob(f"{DATABASE_FILE}.new*"):
+        for leftover in self.path.parent.glob(f"{self.path.name}.new*"):
             leftover.unlink()
 
     def _create(self, fill: Callable[[sqlite3.Connection], None]) -> None:
         """Make the database aside and move it into place whole, so that an empty file is always damage, never new."""
-        if self.path.with_name(f"{DATABASE_FILE}-wal").exists():
+        if self.path.with_name(f"{self.path.name}-wal").exists():
             # SQLite would replay the old log into the new file.
             raise StoreError(f"{self.path} is gone, but its log is still there: restore the file, or empty the folder")
-        unfinished = self.path.with_name(f"{DATABASE_FILE}.new")
+        unfinished = self.path.with_name(f"{self.path.name}.new")
         _touch_private(unfinished)
         with contextlib.closing(_connect(unfinished)) as connection:
             _configure(connection)
@@ -146,9 +149,9 @@ class Database:
 
     def _tighten(self) -> None:
         if os.name == "posix":
-            for name in (DATABASE_FILE, f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
+            for ending in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
-                    self.path.with_name(name).chmod(0o600)
+                    self.path.with_name(self.path.name + ending).chmod(0o600)
 
     def _check(self) -> None:
         connection = self._connection
@@ -182,7 +185,7 @@ class Database:
         version = self.version
         if version >= len(self._scripts):
             return None
-        copy = self.path.with_name(f"{DATABASE_FILE}.version-{version}")
+        copy = self.path.with_name(f"{self.path.name}.version-{version}")
         with self._explained():
             try:
                 copy.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ Owns which record goes into which row, and which of them are sealed. Leaves the 
 :mod:`meshlib.snapshot`.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from meshlib.store.protocol import (
     SavedState,
     newest,
 )
+from meshlib.store.seal import Seal
 from meshlib.wire.encoding import MessageId
 
 _Key = TypeVar("_Key")
@@ -105,18 +105,18 @@ class SqliteStore:
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    def _open(self, passphrase: str | None, scripts: Sequence[str], max_bytes: int | None) -> tuple["_Seal", Database]:
-        made: list[_Seal] = []
+    def _open(self, passphrase: str | None, scripts: Sequence[str], max_bytes: int | None) -> tuple[Seal, Database]:
+        made: list[Seal] = []
 
         def fill(connection: sqlite3.Connection) -> None:
-            key = None if passphrase is None else self._make_sealing(passphrase, os.urandom)
-            connection.execute("INSERT INTO identity (one, sealing) VALUES (1, ?)", (key.header if key else None,))
-            made.append(_Seal(key))
+            seal = Seal.make(passphrase, self._make_sealing)
+            connection.execute("INSERT INTO identity (one, sealing) VALUES (1, ?)", (seal.header,))
+            made.append(seal)
 
         database = Database(self.folder, fill, scripts, max_bytes)
         try:
             # The passphrase comes before the upgrade: a wrong one changes nothing.
-            seal = made[0] if made else _Seal.find(passphrase, *_only(database.rows("SELECT sealing FROM identity")))
+            seal = made[0] if made else Seal.find(passphrase, *_only(database.rows("SELECT sealing FROM identity")))
             database.upgrade()
         except BaseException:
             database.close()
@@ -398,41 +398,6 @@ class SqliteStore:
             )
 
 
-class _Seal:
-    """Turns private bytes into what lies in a row and back, bound to that row so that rows cannot be exchanged."""
-
-    def __init__(self, key: SealingKey | None) -> None:
-        self._key = key
-
-    @classmethod
-    def find(cls, passphrase: str | None, header: object) -> "_Seal":
-        """The seal of an existing store.
-
-        Raises:
-            StoreError: the passphrase is wrong, missing, or one too many.
-        """
-        if header is None:
-            if passphrase is not None:
-                raise StoreError("the store was made without a passphrase: open it without one")
-            return cls(None)
-        if passphrase is None:
-            raise StoreError("the store is sealed: open it with its passphrase")
-        return cls(SealingKey.open(passphrase, _bytes(header)))
-
-    def lock(self, plain: bytes, *row: str | int) -> bytes:
-        """What to write into ``row``."""
-        return plain if self._key is None else self._key.seal(plain, "\n".join(map(str, row)), os.urandom)
-
-    def unlock(self, written: object, *row: str | int) -> bytes:
-        """What was written into ``row``.
-
-        Raises:
-            StoreError: damaged, moved from another row, or sealed with another key.
-        """
-        sealed = _bytes(written)
-        return sealed if self._key is None else self._key.unseal(sealed, "\n".join(map(str, row)))
-
-
 class _Window:
     """A table of which only the newest rows count. Older ones go in batches: one at a time would double the work."""
 
@@ -481,12 +446,6 @@ def _candidate_rows(peer: Peer) -> Iterable[_Row]:
             candidate.opened,
             candidate.rival,
         )
-
-
-def _bytes(written: object) -> bytes:
-    if not isinstance(written, bytes):
-        raise StoreError("a record of the store is damaged: restore a copy of the folder")
-    return written
 
 
 def _raw(key: X25519Public | None) -> bytes | None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mesh_registry.buckets import Rate
 from mesh_registry.core import Policy
 from mesh_registry.oidc import Issuer
+from meshlib.buckets import Rate
 
 ENVIRONMENT_PREFIX = "MESH_REGISTRY_"
 MEMORY = ":memory:"

@@ -32,8 +32,6 @@ from mesh_registry.bodies import (
     metadata_of,
     parse,
 )
-from mesh_registry.buckets import Buckets
-from mesh_registry.buckets import Rate as TokenRate
 from mesh_registry.proofs import (
     Credentials,
     Reply,
@@ -64,6 +62,8 @@ from mesh_registry.verbs import (
     Touch,
     Update,
 )
+from meshlib.buckets import Buckets
+from meshlib.buckets import Rate as TokenRate
 from meshlib.clock import Instant
 from meshlib.crypto.keys import Ed25519Public
 from meshlib.crypto.primitives import refuse_low_order

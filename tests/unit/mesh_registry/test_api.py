@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from mesh_registry.api import sweep
-from mesh_registry.buckets import Rate
 from mesh_registry.core import Policy
 
+from meshlib.buckets import Rate
 from meshlib.identity import to_x25519
 from meshlib.wire import registry as wire
 from meshlib.wire.encoding import b64url, timestamp

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
-from mesh_registry.buckets import Rate
 from mesh_registry.config import Config, default_store, parse
+
+from meshlib.buckets import Rate
 
 
 def config(*arguments: str, **environment: str) -> Config:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_registry.buckets import Rate
 from mesh_registry.core import Core, Decision, Endpoint, Policy, Request
 from mesh_registry.proofs import Reply
 from mesh_registry.refusal import Refusal
 from mesh_registry.verbs import Account, Discover, FindAgent, FindPresence, TakePrekeys, Update
 
+from meshlib.buckets import Rate
 from meshlib.clock import Instant
 from meshlib.wire import registry as wire
 from meshlib.wire.encoding import timestamp

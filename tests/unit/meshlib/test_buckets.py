@@ -1,4 +1,4 @@
-from mesh_registry.buckets import Buckets, Rate
+from meshlib.buckets import Buckets, Rate
 
 
 def test_a_burst_then_a_steady_rate() -> None:
