@@ -1,0 +1,254 @@
+"""Commands as runtimes: real processes, and nothing of them that stays."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from meshlib.errors import InvalidValue
+from meshlib.identity import Did
+from meshlib.responder.runtimes import processes
+from meshlib.responder.runtimes.command import CommandRuntime, any_command
+from meshlib.responder.runtimes.protocol import Done, Failed, Task
+
+pytestmark = pytest.mark.anyio
+ON_LINUX = sys.platform == "linux"
+
+
+def task(content="do it", **members):
+    return Task("r1", content, Did("did:mesh:" + "a" * 32), "parent", **members)
+
+
+def python(code, **options):
+    return CommandRuntime(any_command([sys.executable, "-c", code]), {"PATH": os.environ["PATH"]}, **options)
+
+
+async def answer(code, **options):
+    with anyio.fail_after(60):
+        return await python(code).run(task(**options))
+
+
+async def test_the_prompt_comes_on_standard_input_and_names_the_sender():
+    outcome = await answer("import sys; print(sys.stdin.read())", content="what is 6 times 7?")
+    assert isinstance(outcome, Done)
+    assert "what is 6 times 7?" in outcome.content
+    assert f'calls itself "parent" and is did:mesh:{"a" * 32}' in outcome.content
+
+
+@pytest.mark.parametrize("content", ["-h", "/quit", "@/etc/passwd", "", "\0", "\udc80", "x" * 1_000_000])
+async def test_no_prompt_begins_with_the_peers_words(content):
+    outcome = await answer("import sys; text = sys.stdin.read(); print(text[:13], len(text) > 300)", content=content)
+    assert isinstance(outcome, Done)
+    assert outcome.content == "You are an ag True"
+
+
+async def test_the_prompt_can_be_had_in_a_file():
+    argv = [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", "{prompt_file}"]
+    outcome = await CommandRuntime(any_command(argv), {}).run(task("in a file"))
+    assert isinstance(outcome, Done)
+    assert "in a file" in outcome.content
+
+
+@pytest.mark.parametrize(
+    ("code", "detail"),
+    [
+        ("print('text'); raise SystemExit(3)", "exit status 3"),
+        ("import sys; print('boom', file=sys.stderr); sys.exit(1)", "boom"),
+        ("import os; os.kill(os.getpid(), 9)", "exit status 137"),
+        ("", "said nothing"),
+        ("print('<think>only thoughts')", "said nothing"),
+        ("import sys\nwhile True: sys.stdout.write('x' * 65536)", "without end"),
+    ],
+)
+async def test_what_is_no_answer_is_a_failure(code, detail):
+    outcome = await answer(code)
+    assert isinstance(outcome, Failed)
+    assert detail in outcome.detail
+    assert "boom" not in outcome.reason
+
+
+async def test_a_program_that_is_not_there_is_a_failure():
+    outcome = await CommandRuntime(any_command(["/nowhere/agent"]), {}).run(task())
+    assert isinstance(outcome, Failed)
+    assert "No such file" in outcome.detail
+
+
+async def test_thoughts_stay_here():
+    kept = []
+    runtime = python("print('<think>hm</think>42')", keep_reasoning=lambda *thought: kept.append(thought))
+    outcome = await runtime.run(task())
+    assert isinstance(outcome, Done)
+    assert outcome.content == "42"
+    assert kept == [("r1", "hm")]
+
+
+async def test_a_program_that_reads_nothing_and_one_that_complains_without_end_answer_all_the_same():
+    code = "import sys\nfor _ in range(100): sys.stderr.write('x' * 65536)\nprint('42')"
+    assert isinstance(await answer(code, content="y" * 500_000), Done)
+
+
+def test_a_command_needs_a_program():
+    with pytest.raises(InvalidValue, match="mesh respond --"):
+        any_command([])
+
+
+# --- what it sees ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_environment_is_scrubbed():
+    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "MODEL_KEY": "let through", "SECRET": "not"}
+    code = "import os; print(sorted(os.environ.items()))"
+    runtime = CommandRuntime(any_command([sys.executable, "-c", code]), environment, ("MODEL_KEY",))
+    outcome = await runtime.run(task(hops=3))
+    assert isinstance(outcome, Done)
+    assert "let through" in outcome.content
+    assert "SECRET" not in outcome.content
+    assert "('MESH_HOPS', '3')" in outcome.content
+
+
+async def test_it_runs_in_a_folder_of_its_own_that_goes_with_it():
+    code = "import os; print(os.getcwd(), os.environ['HOME'], os.listdir('.'), oct(os.stat('.').st_mode))"
+    first, second = [await answer(code) for _ in range(2)]
+    assert isinstance(first, Done)
+    assert isinstance(second, Done)
+    work, home, listed, mode = first.content.split(" ", 3)
+    assert second.content.split(" ")[0] != work
+    assert (listed, mode[-3:]) == ("['outbox']", "700")
+    assert not Path(work).exists()
+    assert not Path(home).exists()
+
+
+async def test_a_folder_that_was_closed_goes_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    await answer("import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_files_in_the_outbox_belong_to_the_answer(tmp_path):
+    code = """
+import os
+open('outbox/chart.png', 'w').write('png')
+open('other', 'w').write('x')
+os.symlink('/etc/passwd', 'outbox/link')
+os.mkdir('outbox/folder')
+print('see the chart')
+"""
+    outcome = await python(code, spool=tmp_path / "spool").run(task())
+    assert isinstance(outcome, Done)
+    (chart,) = outcome.artifacts
+    assert (chart.name, chart.read_text()) == ("chart.png", "png")
+    assert chart.is_relative_to(tmp_path / "spool")
+
+
+# --- what stays ------------------------------------------------------------------------------------------------------
+
+TREE = """
+import os, subprocess, sys, time
+here = {here!r}
+sleeper = [sys.executable, '-c', 'import time, signal; {ignore}; time.sleep(600)']
+pids = [os.getpid(), subprocess.Popen(sleeper).pid, subprocess.Popen(sleeper, start_new_session=True).pid]
+if os.fork() == 0:  # an orphan in a session of its own
+    os.setsid()
+    if os.fork() == 0:
+        open(here + '.orphan', 'w').write(str(os.getpid()))
+        os.execv(sleeper[0], sleeper)
+    os._exit(0)
+os.wait()
+while not os.path.exists(here + '.orphan') or not open(here + '.orphan').read():
+    time.sleep(0.01)
+pids.append(int(open(here + '.orphan').read()))
+open(here + '.new', 'w').write(' '.join(map(str, pids)))
+os.rename(here + '.new', here)
+{then}
+"""
+PATIENT = "pass"
+STUBBORN = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def until(condition):
+    with anyio.fail_after(60):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+@pytest.mark.parametrize("ignore", [PATIENT, STUBBORN], ids=["patient", "stubborn"])
+async def test_a_stopped_task_leaves_nothing_running(tmp_path, ignore):
+    here = tmp_path / "pids"
+    code = TREE.format(here=str(here), ignore=ignore, then="time.sleep(600)")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(python(code).run, task())
+        await until(here.exists)
+        pids = [int(pid) for pid in here.read_text().split()]
+        assert len(pids) == 4
+        assert all(map(alive, pids))
+        tasks.cancel_scope.cancel()
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+async def test_an_answer_leaves_nothing_running(tmp_path):
+    here = tmp_path / "pids"
+    outcome = await python(TREE.format(here=str(here), ignore=PATIENT, then="print('42')")).run(task())
+    assert isinstance(outcome, Done)
+    assert [pid for pid in map(int, here.read_text().split()) if alive(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+def test_a_responder_that_is_killed_leaves_nothing_running(tmp_path):
+    here = tmp_path / "pids"
+    program = f"""
+import anyio, sys
+from tests.unit.meshlib.responder.test_command import python, task
+anyio.run(python({TREE.format(here=str(here), ignore=PATIENT, then="time.sleep(600)")!r}).run, task())
+"""
+    responder = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        anyio.run(until, here.exists)
+        pids = [int(pid) for pid in here.read_text().split()]
+    finally:
+        responder.send_signal(signal.SIGKILL)
+        responder.wait()
+    anyio.run(until, lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+async def test_many_tasks_at_once_do_not_disturb_each_other():
+    outcomes = []
+
+    async def one(number):
+        outcomes.append(await answer(f"print({number})"))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(8):
+            tasks.start_soon(one, number)
+    assert sorted(outcome.content for outcome in outcomes) == sorted(map(str, range(8)))
+
+
+def test_the_supervisor_takes_less_long_than_it_is_given():
+    steps = sum(patience for _, patience in _steps())
+    assert steps < processes.END_SECONDS
+
+
+def _steps():
+    namespace: dict[str, object] = {"__name__": "supervisor"}
+    path = Path(processes.__file__).with_name("supervisor.py")
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace["STEPS"]
