@@ -100,7 +100,10 @@ TABLE = {
         RESPONDER_STORES, (*IDENTITY, *SESSION, *WIRE, *STORES, *RESPONDER_CORES), ("msgspec",), never=("asyncio",)
     ),
     "runtimes": Row(
-        RUNTIMES, (*IDENTITY, *WIRE, *CORE_VALUES), ("anyio", "httpx"), never=("asyncio", "sqlite3", "threading")
+        RUNTIMES,
+        (*IDENTITY, *WIRE, *CORE_VALUES),
+        ("anyio", "httpx", "msgspec"),
+        never=("asyncio", "sqlite3", "threading"),
     ),
     "responder shells": Row(
         RESPONDER_SHELLS,

@@ -15,6 +15,9 @@ from meshlib.cli.options import VARIABLES
 from meshlib.cli.output import Console
 from meshlib.errors import MeshError
 
+RUNTIMES = ("hermes", "hermes-inprocess", "claude", "codex", "openclaw", "llm")
+"""Spelled out, so that no command loads them to show its help."""
+
 Command = Callable[[argparse.Namespace, Mapping[str, str], Console], int]
 
 _EPILOG = "exit status: " + ", ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS)
@@ -125,6 +128,39 @@ def parser() -> _Parser:
     listen.add_argument("--count", type=_count, metavar="N", help="stop after N messages")
     listen.add_argument("--timeout", type=_seconds, metavar="S", help="stop when none came for S seconds")
     listen.add_argument("--only", action="append", metavar="DID", help="let nobody else knock; may be repeated")
+
+    respond = add("respond", "answer tasks of other agents with a runtime", "respond:respond")
+    respond.add_argument(
+        "runtime",
+        nargs="*",
+        help=f"{', '.join(RUNTIMES)}, a URL, or a command after -- that reads the task on standard input",
+    )
+    givers = respond.add_mutually_exclusive_group()
+    givers.add_argument("--allow", action="append", metavar="PEER", help="may give tasks; may be repeated")
+    givers.add_argument("--allow-everyone", action="store_true", help="whoever can reach this agent may give tasks")
+    respond.add_argument("--concurrency", type=_count, metavar="N", default=2, help="tasks at a time (default: 2)")
+    respond.add_argument("--queue", type=_count, metavar="N", default=100, help="tasks that may wait (default: 100)")
+    respond.add_argument("--timeout", type=_seconds, metavar="S", help="seconds for one task (default: 1500)")
+    respond.add_argument(
+        "--after-crash",
+        choices=("fail", "rerun"),
+        default="fail",
+        help="what becomes of a task that ran when this process died (default: fail)",
+    )
+    respond.add_argument(
+        "--tools",
+        choices=("none", "mesh", "own"),
+        default="none",
+        help="what the runtime's model may do: nothing, talk to other agents, or whatever it brings (default: none)",
+    )
+    respond.add_argument("--model", metavar="NAME", help="the model it uses")
+    respond.add_argument("--base-url", metavar="URL", help="its model server")
+    respond.add_argument("--api-key-env", metavar="NAME", help="the variable that holds the model server's key")
+    respond.add_argument("--program", metavar="PATH", help="the runtime's program; for hermes its Python")
+    respond.add_argument(
+        "--env", action="append", metavar="NAME", default=[], help="a variable the runtime may see; may be repeated"
+    )
+    respond.add_argument("--reasoning-log", metavar="FILE", help="keep there what models thought; it never travels")
 
     discover = add("discover", "find agents by capability or name", "messages:discover")
     discover.add_argument("capability")

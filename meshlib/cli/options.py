@@ -19,6 +19,8 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "proxy": ("MESH_PROXY",),
     "ca": ("MESH_CA",),
     "passphrase_file": ("MESH_PASSPHRASE_FILE",),
+    "responder": ("MESH_RESPONDER", "KARS_MESH_AUTO_RESPONDER"),
+    "worker_timeout": ("MESH_WORKER_TIMEOUT", "KARS_MESH_WORKER_TIMEOUT_S"),
 }
 """Environment variables by option, ours first; the others are what agent runtimes already set."""
 
@@ -70,7 +72,7 @@ def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Setti
         InvalidValue: an option cannot work; the message names it.
         StoreError: the passphrase file cannot be read.
     """
-    chosen = {option: _chosen(arguments, environment, option) for option in VARIABLES}
+    chosen = {option: chosen_option(arguments, environment, option) for option in VARIABLES}
     name = chosen["name"]
     if name is not None and not (name.isprintable() and name.strip()):
         raise InvalidValue("--name must be printable text")
@@ -110,7 +112,8 @@ def folder_name(name: str | None) -> str:
     return quoted.replace(".", "%2E", 1) if quoted.startswith(".") else quoted
 
 
-def _chosen(arguments: Namespace, environment: Mapping[str, str], option: str) -> str | None:
+def chosen_option(arguments: Namespace, environment: Mapping[str, str], option: str) -> str | None:
+    """What an option is: as given, else the first of its variables that says something."""
     given: str | None = getattr(arguments, option, None)
     if given is not None:
         return given

@@ -254,8 +254,8 @@ def openclaw(options: Options) -> Recipe:
                 }
             }
             settings["agents"] = {"defaults": {"model": {"primary": f"own/{options.model or 'default'}"}}}
-        if options.tools is Tools.NONE:
-            settings["tools"] = {"toolSearch": False, "allow": []}
+        if options.tools is Tools.NONE:  # to allow an empty list would allow everything
+            settings["tools"] = {"toolSearch": False, "deny": ["*"]}
         elif options.tools is Tools.MESH:
             settings["tools"] = {"toolSearch": False, "allow": ["mesh__*"]}
             settings["mcp"] = {"servers": {"mesh": options.mesh_server()}}

@@ -1,0 +1,46 @@
+"""Runtimes by what an operator calls them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from meshlib.responder.runtimes.command import CommandRuntime, any_command
+from meshlib.responder.runtimes.hermes_inprocess import HermesRuntime
+from meshlib.responder.runtimes.http import Endpoint, HttpRuntime, Shape
+from meshlib.responder.runtimes.presets import PRESETS, Options, preset
+from meshlib.responder.runtimes.protocol import Runtime
+
+IN_PROCESS = "hermes-inprocess"
+NAMES = (*PRESETS, IN_PROCESS)
+"""Everything that has a name; besides them URLs and commands."""
+
+
+def runtime_named(
+    name: str | Sequence[str],
+    options: Options,
+    environment: Mapping[str, str],
+    let_through: Sequence[str] = (),
+    *,
+    spool: Path | None = None,
+    keep_reasoning: Callable[[str, str], None] | None = None,
+) -> Runtime:
+    """A runtime by its name, an endpoint by its URL, or a command by its arguments.
+
+    Args:
+        name: one of :data:`PRESETS`, ``hermes-inprocess``, an ``http://`` or ``https://`` URL, or an argv.
+        options: model, tools and the like.
+        environment: where the variables that are let through come from.
+        let_through: names of variables the runtime may see.
+        spool: folder for files that belong to answers.
+        keep_reasoning: told what a model thought, by task id.
+    Raises:
+        InvalidValue: there is no such runtime, or it cannot work as it is asked for.
+    """
+    if not isinstance(name, str):
+        return CommandRuntime(any_command(name), environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
+    if name.startswith(("http://", "https://")):
+        headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+        shape = Shape.TASK if options.model is None else Shape.CHAT
+        return HttpRuntime(Endpoint(name, shape, options.model, headers))
+    if name == IN_PROCESS:
+        return HermesRuntime(options, keep_reasoning)
+    return CommandRuntime(preset(name, options), environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
