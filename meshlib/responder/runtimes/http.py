@@ -1,6 +1,7 @@
 """An HTTP endpoint as a runtime: one of our own simple shape, or a model server with OpenAI's chat completions."""
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -77,10 +78,11 @@ class HttpRuntime:
                 ) as response,
             ):
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > RESPONSE_LIMIT:
-                        return Failed("the agent's answer was far too long", "the endpoint's answer has no end")
+                async with aclosing(response.aiter_bytes()) as chunks:
+                    async for chunk in chunks:
+                        body += chunk
+                        if len(body) > RESPONSE_LIMIT:
+                            return Failed("the agent's answer was far too long", "the endpoint's answer has no end")
                 return self._outcome(response.status_code, bytes(body))
         except httpx.HTTPError as error:
             return Failed("the agent's model cannot be reached", f"{self.name}: {type(error).__name__}")
