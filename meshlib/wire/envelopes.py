@@ -5,26 +5,18 @@ here is a peer's word: ids, names and numbers are bounded, and nothing is believ
 in :mod:`meshlib.wire.transfers`.
 """
 
-import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from meshlib.errors import MalformedFrame
-from meshlib.wire.encoding import js_json, parse_json
+from meshlib.wire.encoding import parse_json
+from meshlib.wire.members import Members, count_of
 
-MAX_ID = 200
-"""Characters of a task's id. UUIDs have 36; the bound keeps what is remembered per task small."""
-MAX_NAME = 200
-"""Characters kept of the display name a peer gives itself."""
 MAX_HOPS = 1_000
 """Larger counts say nothing more than this one."""
 MAX_ARTIFACTS = 100
 """Files an answer may name: as many as a person would look through."""
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class TaskRequest(Struct, frozen=True, kw_only=True):
@@ -239,76 +231,10 @@ def read_envelope(payload: object, message_id: str = "") -> Envelope | None:
         return None
     kind = members.get("type")
     read = _READERS.get(kind) if isinstance(kind, str) else None
-    return read(_Members(members, kind, message_id)) if read is not None and isinstance(kind, str) else None
+    return read(Members(members, kind, message_id)) if read is not None and isinstance(kind, str) else None
 
 
-class _Members:
-    """Members of an envelope: those it cannot do without are checked, the others fall back to a default."""
-
-    def __init__(self, members: Mapping[str, Any], kind: str, message_id: str) -> None:
-        self._members = members
-        self._kind = kind
-        self._message_id = message_id
-
-    def task_id(self, *names: str) -> str:
-        """The first usable id among ``names``, else the id of the message."""
-        for name in names:
-            value = self._members.get(name)
-            if isinstance(value, str) and value:
-                if len(value) > MAX_ID or _CONTROL.search(value):
-                    raise MalformedFrame(
-                        f"{name} of a {self._kind} must have at most {MAX_ID} printable characters",
-                        frame_type=self._kind,
-                    )
-                return value
-        if not self._message_id:
-            raise MalformedFrame(f"a {self._kind} names no task", frame_type=self._kind)
-        return self._message_id
-
-    def text(self, name: str) -> str:
-        """A text the envelope cannot do without; another JSON value becomes its text."""
-        value = self._members.get(name)
-        if value is None:
-            raise MalformedFrame(f"a {self._kind} has no {name}", frame_type=self._kind, id=self._readable_id())
-        return value if isinstance(value, str) else js_json(value)
-
-    def _readable_id(self) -> str | None:
-        try:
-            return self.task_id("request_id", "message_id")
-        except MalformedFrame:
-            return None
-
-    def name(self, name: str, limit: int = MAX_NAME) -> str:
-        value = self._members.get(name)
-        return _CONTROL.sub("", value[:limit]) if isinstance(value, str) else ""
-
-    def count(self, name: str, limit: int = 2**53) -> int:
-        return _count(self._members.get(name), limit)
-
-    def seconds(self, name: str) -> float | None:
-        value = self._members.get(name)
-        usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-        return float(value) if usable and value is not None else None
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self._members.get(name)
-        return value if isinstance(value, bool) else default
-
-    def mapping(self, name: str) -> Mapping[str, Any]:
-        value = self._members.get(name)
-        return value if isinstance(value, dict) else {}
-
-    def several(self, name: str) -> list[Any]:
-        value = self._members.get(name)
-        return value if isinstance(value, list) else []
-
-
-def _count(value: object, limit: int = 2**53) -> int:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return min(int(value), limit) if usable and isinstance(value, int | float) else 0
-
-
-def _read_request(members: _Members) -> TaskRequest:
+def _read_request(members: Members) -> TaskRequest:
     return TaskRequest(
         request_id=members.task_id("request_id", "message_id"),
         content=members.text("content"),
@@ -319,7 +245,7 @@ def _read_request(members: _Members) -> TaskRequest:
     )
 
 
-def _read_received(members: _Members) -> TaskReceived:
+def _read_received(members: Members) -> TaskReceived:
     return TaskReceived(
         request_id=members.task_id("request_id"),
         from_agent=members.name("from_agent"),
@@ -327,7 +253,7 @@ def _read_received(members: _Members) -> TaskReceived:
     )
 
 
-def _read_progress(members: _Members) -> TaskProgress:
+def _read_progress(members: Members) -> TaskProgress:
     return TaskProgress(
         request_id=members.task_id("in_reply_to_id", "task_id"),
         stage=members.name("stage", 20) or "executing",
@@ -338,7 +264,7 @@ def _read_progress(members: _Members) -> TaskProgress:
     )
 
 
-def _read_response(members: _Members) -> TaskResponse:
+def _read_response(members: Members) -> TaskResponse:
     telemetry = members.mapping("telemetry")
     artifacts = [one for one in members.several("artifacts")[:MAX_ARTIFACTS] if isinstance(one, dict)]
     return TaskResponse(
@@ -346,18 +272,18 @@ def _read_response(members: _Members) -> TaskResponse:
         content=members.text("content"),
         ok=members.flag("ok", True),
         error=members.name("error", 40) or None,
-        artifacts=tuple(_read_artifact(_Members(one, "artifact", "")) for one in artifacts),
-        telemetry=Telemetry(*(_count(telemetry.get(name)) for name in Telemetry.__struct_fields__)),
+        artifacts=tuple(_read_artifact(Members(one, "artifact", "")) for one in artifacts),
+        telemetry=Telemetry(*(count_of(telemetry.get(name)) for name in Telemetry.__struct_fields__)),
         from_agent=members.name("from_agent"),
         timestamp=members.name("timestamp"),
     )
 
 
-def _read_artifact(members: _Members) -> Artifact:
+def _read_artifact(members: Members) -> Artifact:
     return Artifact(members.name("name"), members.name("path", 4096), members.count("size_bytes"))
 
 
-def _read_cancel(members: _Members) -> TaskCancel:
+def _read_cancel(members: Members) -> TaskCancel:
     return TaskCancel(
         request_id=members.task_id("request_id"),
         from_agent=members.name("from_agent"),
@@ -365,19 +291,19 @@ def _read_cancel(members: _Members) -> TaskCancel:
     )
 
 
-def _read_ping(members: _Members) -> Ping:
+def _read_ping(members: Members) -> Ping:
     return Ping(
         nonce=members.task_id("nonce"), from_agent=members.name("from_agent"), timestamp=members.name("timestamp")
     )
 
 
-def _read_pong(members: _Members) -> Pong:
+def _read_pong(members: Members) -> Pong:
     return Pong(
         nonce=members.task_id("nonce"), from_agent=members.name("from_agent"), timestamp=members.name("timestamp")
     )
 
 
-_READERS: dict[str, Callable[[_Members], Envelope]] = {
+_READERS: dict[str, Callable[[Members], Envelope]] = {
     "task_request": _read_request,
     "task_received": _read_received,
     "task_progress": _read_progress,

@@ -10,7 +10,6 @@ from meshlib.errors import MalformedFrame
 from meshlib.wire.codec import decode_payload, encode_payload
 from meshlib.wire.envelopes import (
     MAX_HOPS,
-    MAX_ID,
     Artifact,
     Ping,
     Pong,
@@ -24,6 +23,7 @@ from meshlib.wire.envelopes import (
     read_envelope,
     write_envelope,
 )
+from meshlib.wire.members import MAX_ID
 
 printable = st.characters(exclude_categories=("Cc", "Cs"))
 ids = st.text(printable, min_size=1, max_size=MAX_ID)

@@ -8,7 +8,6 @@ from meshlib.errors import MalformedFrame
 from meshlib.wire.envelopes import (
     MAX_ARTIFACTS,
     MAX_HOPS,
-    MAX_ID,
     Artifact,
     Ping,
     Pong,
@@ -23,6 +22,7 @@ from meshlib.wire.envelopes import (
     unwrapped,
     write_envelope,
 )
+from meshlib.wire.members import MAX_ID
 
 TIME = "2026-01-01T00:00:00.000Z"
 WRITTEN = [
