@@ -15,7 +15,8 @@
     │   ├── TooManySkipped    the gap to the message is larger than the bound
     │   ├── UnknownPrekey     an opening names a prekey that is not held any more
     │   ├── KnockRefused      the peer does not want to talk
-    │   └── TaskFailed        the peer answered that it did not do what it was asked for
+    │   ├── TaskFailed        the peer answered that it did not do what it was asked for
+    │   └── TransferFailed    a file did not get to the peer, or not from it
     ├── ServiceError          relay or registry answered and said no
     │   ├── RelayRefused
     │   ├── RegistryRefused
@@ -135,6 +136,18 @@ class TaskFailed(PeerError):
         self.request_id = request_id
         self.error = error
         self.content = content
+
+
+class TransferFailed(PeerError):
+    """A file did not get there; nothing of it was delivered.
+
+    ``reason`` says why: ``refused`` (not wanted), ``quota`` (no room), ``mismatch`` (not what was sent), ``cancelled``,
+    ``changed`` (the file, while it was sent), ``expired`` (too long without a word), ``failed``.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class ServiceError(MeshError):

@@ -1,0 +1,1 @@
+"""Files between agents: what is sent, what is received, and where it may lie."""
