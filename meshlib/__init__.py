@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Disconnected,
         Event,
         FaultFound,
+        FileReceived,
         KnockAccepted,
         KnockReceived,
         KnockRejected,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
         Timeouts,
         accept_everyone,
         accept_only,
+        files_from,
+        files_from_everyone,
         refuse_everyone,
     )
     from meshlib.crypto.x3dh import Dialect
@@ -61,9 +64,11 @@ if TYPE_CHECKING:
         StoreError,
         TaskFailed,
         TaskUnfinished,
+        TransferFailed,
         TransportError,
         UsageError,
     )
+    from meshlib.files.receipts import FileReceipt, TransferState
     from meshlib.identity import Did, Identity
 
 __all__ = [
@@ -82,6 +87,8 @@ __all__ = [
     "Disconnected",
     "Event",
     "FaultFound",
+    "FileReceipt",
+    "FileReceived",
     "Gathering",
     "Identity",
     "IdentityInUse",
@@ -115,10 +122,14 @@ __all__ = [
     "TaskState",
     "TaskUnfinished",
     "Timeouts",
+    "TransferFailed",
+    "TransferState",
     "TransportError",
     "UsageError",
     "accept_everyone",
     "accept_only",
+    "files_from",
+    "files_from_everyone",
     "refuse_everyone",
 ]
 
@@ -138,6 +149,8 @@ _HOMES = {
     "Disconnected": "meshlib.client.events",
     "Event": "meshlib.client.events",
     "FaultFound": "meshlib.client.events",
+    "FileReceipt": "meshlib.files.receipts",
+    "FileReceived": "meshlib.client.events",
     "Gathering": "meshlib.client.requests",
     "Identity": "meshlib.identity",
     "IdentityInUse": "meshlib.errors",
@@ -171,10 +184,14 @@ _HOMES = {
     "TaskState": "meshlib.client.requests",
     "TaskUnfinished": "meshlib.errors",
     "Timeouts": "meshlib.config",
+    "TransferFailed": "meshlib.errors",
+    "TransferState": "meshlib.files.receipts",
     "TransportError": "meshlib.errors",
     "UsageError": "meshlib.errors",
     "accept_everyone": "meshlib.config",
     "accept_only": "meshlib.config",
+    "files_from": "meshlib.config",
+    "files_from_everyone": "meshlib.config",
     "refuse_everyone": "meshlib.config",
 }
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from meshlib.client.events import KnockReceived
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import InvalidValue
-from meshlib.identity import Identity, parse_did
+from meshlib.identity import Did, Identity, parse_did
 
 KnockPolicy = Callable[[KnockReceived], bool | Awaitable[bool]]
 """Decides whether a peer who knocks may talk to us. A coroutine function may take its time: the knock waits."""
@@ -32,6 +32,23 @@ def accept_only(*peers: str) -> KnockPolicy:
         raise InvalidValue("accept_only takes DIDs one by one: accept_only(*peers), not accept_only(peers)")
     allowed = frozenset(parse_did(peer) for peer in peers)
     return lambda knock: knock.peer in allowed
+
+
+FilePolicy = Callable[[Did], bool]
+"""Decides whether a peer may put files into our folder; asked once per file."""
+
+
+def files_from_everyone(peer: Did) -> bool:
+    """Take files of whoever may talk to us."""
+    return True
+
+
+def files_from(*peers: str) -> FilePolicy:
+    """Take files of the named DIDs and nobody else."""
+    if not all(isinstance(peer, str) for peer in peers):
+        raise InvalidValue("files_from takes DIDs one by one: files_from(*peers), not files_from(peers)")
+    allowed = frozenset(parse_did(peer) for peer in peers)
+    return lambda peer: peer in allowed
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,14 @@ class ClientConfig:
     """Register and publish prekeys on connecting. Without it nobody can knock at us."""
     knock_policy: KnockPolicy = accept_everyone
     """Who may open a session with us. The choice is the operator's; a knock of a forged sender never reaches it."""
+    incoming: Path | str | None = None
+    """Folder for files of peers, made if it is not there. ``None``: files are refused."""
+    incoming_quota: int = 8 * 1024**3
+    """Bytes that folder may hold; what lies in it counts, whoever put it there."""
+    incoming_files: int = 10_000
+    """The same, in files."""
+    files_from: FilePolicy = files_from_everyone
+    """Whose files are taken, if there is a folder: of everyone who may talk to us, or of ``files_from(*dids)``."""
     plaintext_peers: frozenset[str] = frozenset()
     """Peers we exchange unencrypted frames with. Never again once a peer has been verified."""
     peer_dialects: Mapping[str, Dialect] = field(default_factory=lambda: MappingProxyType({}))
@@ -221,6 +246,11 @@ class ClientConfig:
             parse_did(peer)
         if not callable(self.knock_policy):
             raise InvalidValue("knock_policy must be callable: accept_everyone, accept_only(...) or your own function")
+        if not callable(self.files_from):
+            raise InvalidValue("files_from must be callable: files_from_everyone, files_from(...) or your own function")
+        for quota in ("incoming_quota", "incoming_files"):
+            if getattr(self, quota) < 0:
+                raise InvalidValue(f"{quota} must not be negative")
         _check_url("relay_url", self.relay_url, ("ws", "wss"))
         _check_url("registry_url", self.registry_url, ("http", "https"))
         if self.did is not None:
@@ -239,6 +269,9 @@ _KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
     ("registry_url", str, "text"),
     ("store", (str, Path, type(None)), "the path of a folder or None"),
     ("passphrase", (str, type(None)), "text or None"),
+    ("incoming", (str, Path, type(None)), "the path of a folder or None"),
+    ("incoming_quota", int, "a number of bytes"),
+    ("incoming_files", int, "a number of files"),
     ("identity", (Identity, type(None)), "an Identity or None"),
     ("did", (str, type(None)), "text or None"),
     ("dialect", Dialect, "a Dialect"),

@@ -38,7 +38,8 @@ SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
 CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
 CORES = tuple(f"meshlib.client.{name}" for name in ("core", "peers", "keyring", "knocks", "inbox", "outbox", "held"))
-STORES = ("meshlib.store",)
+CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "outgoing", "pieces", "records"))
+STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(
     f"meshlib.client.{name}" for name in ("mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
@@ -46,6 +47,7 @@ RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs",
 RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
+SHELLS += tuple(f"meshlib.files.{name}" for name in ("receipts", "receiver", "sender", "service"))
 DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
 
 TABLE = {
@@ -61,17 +63,27 @@ TABLE = {
         CORES,
         # The records a store keeps are the core's own values; the store's drivers are not for it.
         (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, "meshlib.store.protocol"),
+        ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE, "logging"),
     ),
     "stores": Row(
         STORES,
-        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, "meshlib.client.peers", "meshlib.client.keyring"),
+        (
+            *IDENTITY,
+            *SESSION,
+            *WIRE,
+            *CORE_VALUES,
+            "meshlib.client.peers",
+            "meshlib.client.keyring",
+            "meshlib.files.records",
+        ),
+        ("msgspec",),
         never=("asyncio", "threading", "subprocess", "random", "secrets"),
     ),
     "shells": Row(
         SHELLS,
         (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, *CORES, *STORES),
-        ("anyio", "httpx", "websockets", "python_socks"),
+        ("anyio", "httpx", "websockets", "python_socks", "msgspec"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
     "doors": Row(

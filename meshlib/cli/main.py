@@ -124,9 +124,30 @@ def parser() -> _Parser:
     )
     send.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait (default: 30)")
 
+    send_file = add("send-file", "send a file of any size", "files:send_file")
+    send_file.add_argument("peer", help="display name or DID")
+    send_file.add_argument("path", help="the file; pack folders into an archive first")
+    send_file.add_argument("--description", default="", metavar="TEXT", help="what it is, in words")
+    send_file.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="until the peer has it and its hash fits; else this agent sends it when it is next online",
+    )
+    send_file.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="give up after S seconds without progress (default: 60)",
+    )
+
     listen = add("listen", "print messages as they come", "messages:listen")
     listen.add_argument("--count", type=_count, metavar="N", help="stop after N messages")
     listen.add_argument("--timeout", type=_seconds, metavar="S", help="stop when none came for S seconds")
+    listen.add_argument(
+        "--incoming", metavar="FOLDER", help=f"take files of peers, into this folder [{VARIABLES['incoming'][0]}]"
+    )
     listen.add_argument("--only", action="append", metavar="DID", help="let nobody else knock; may be repeated")
 
     respond = add("respond", "answer tasks of other agents with a runtime", "respond:respond")

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 
 from meshlib.cli.exits import Exit
+from meshlib.cli.files import received_file
 from meshlib.cli.options import settings_from
 from meshlib.cli.output import Console, Style, as_line, indented, visible
 from meshlib.client.events import Connected, DeliveryState, Disconnected, FaultFound
@@ -100,7 +101,7 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
     async def main() -> int:
         failure: list[Exception] = []
         code = Exit.OK
-        async with MeshClient(settings.client(policy)) as client:
+        async with MeshClient(settings.client(policy, receiving=True)) as client:
             console.note(
                 f"listening as {settings.name or 'an agent without a name'}, {client.did} (Ctrl-C stops)",
                 event="listening",
@@ -149,7 +150,10 @@ def _print(message: Message, console: Console) -> None:
             redelivered=message.redelivered,
         )
         return
-    if isinstance(payload, bytes):
+    notice = received_file(payload)
+    if notice is not None:
+        text = indented(notice, " " * 10)
+    elif isinstance(payload, bytes):
         text = f"<{len(payload)} bytes; --json shows them>"
     else:
         text = indented(payload if isinstance(payload, str) else as_line(payload), " " * 10)

@@ -21,6 +21,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "passphrase_file": ("MESH_PASSPHRASE_FILE",),
     "responder": ("MESH_RESPONDER", "KARS_MESH_AUTO_RESPONDER"),
     "worker_timeout": ("MESH_WORKER_TIMEOUT", "KARS_MESH_WORKER_TIMEOUT_S"),
+    "incoming": ("MESH_INCOMING", "KARS_INCOMING_DIR"),
 }
 """Environment variables by option, ours first; the others are what agent runtimes already set."""
 
@@ -43,11 +44,20 @@ class Settings:
     proxy: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
     passphrase: str | None = field(default=None, repr=False)
+    incoming: Path | None = None
+    """Where files of peers go, in commands that receive."""
 
-    def client(self, knock_policy: KnockPolicy = accept_everyone, patience: float = CONNECT_SECONDS) -> ClientConfig:
+    def client(
+        self,
+        knock_policy: KnockPolicy = accept_everyone,
+        patience: float = CONNECT_SECONDS,
+        *,
+        receiving: bool = False,
+    ) -> ClientConfig:
         """The configuration of this agent.
 
         Args:
+            receiving: take files of peers, if a folder for them was named.
             patience: seconds until a relay that cannot be reached ends the command.
         """
         half = min(patience, CONNECT_SECONDS) / 2
@@ -62,6 +72,7 @@ class Settings:
             proxy=self.proxy,
             tls=self.tls,
             knock_policy=knock_policy,
+            incoming=self.incoming if receiving else None,
         )
 
 
@@ -86,6 +97,7 @@ def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Setti
         proxy=chosen["proxy"],
         tls=_trusting(chosen["ca"]),
         passphrase=_passphrase(chosen["passphrase_file"]),
+        incoming=Path(chosen["incoming"]) if chosen["incoming"] else None,
     )
     settings.client()  # refuses at once what cannot work
     return settings

@@ -52,8 +52,10 @@ class Console:
         self.out = out
         self.err = err
         self.json = json
+        self._environment = environment
         self._colour_out = wants_colour(out, environment)
         self._colour_err = wants_colour(err, environment)
+        self._shown = 0
 
     def say(self, text: str = "") -> None:
         """A line for people on standard output."""
@@ -68,6 +70,17 @@ class Console:
         print(
             as_line(members) if self.json else self._paint(text, Style.DIM, self._colour_err), file=self.err, flush=True
         )
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody watches standard error, on a terminal that can rewrite its last line."""
+        return self.err.isatty() and not self.json and self._environment.get("TERM") != "dumb"
+
+    def show(self, text: str) -> None:
+        """Where :attr:`live`, write ``text`` over the last line; an empty text removes it."""
+        if self.live:
+            print(f"\r{text}{' ' * (self._shown - len(text))}", end="\r" if not text else "", file=self.err, flush=True)
+            self._shown = len(text)
 
     def fail(self, message: str, code: int, kind: str) -> None:
         """One line on standard error about why the command ends."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ from meshlib.client.mesh import Agent, MeshClient, Message, Receipt
 from meshlib.client.requests import Answer, OnProgress, Result
 from meshlib.config import ClientConfig
 from meshlib.errors import NotConnected
+from meshlib.files.receipts import FileReceipt, OnTransfer
 from meshlib.identity import Did
 
 
@@ -141,6 +143,36 @@ class BlockingMeshClient:
                 yield result
         finally:
             portal.call(gathering.cancel)
+
+    def send_file(
+        self,
+        peer: str,
+        path: Path | str,
+        *,
+        description: str = "",
+        on_progress: OnTransfer | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> FileReceipt:
+        """Send a file; see :meth:`meshlib.MeshClient.send_file`. ``on_progress`` is called in the client's thread.
+
+        Args:
+            wait: until the recipient has it.
+            timeout: seconds for the whole call, ``None`` for no limit.
+        Raises:
+            TimeoutError: it took longer; the file is sent all the same.
+            TransferFailed: with ``wait``, it did not get there.
+        """
+        portal, client = self._open()
+
+        async def run() -> FileReceipt:
+            with anyio.fail_after(timeout):
+                receipt = await client.send_file(peer, path, description=description, on_progress=on_progress)
+                if wait:
+                    await receipt.wait()
+                return receipt
+
+        return portal.call(run)
 
     def discover(self, capability: str, limit: int = 50) -> list[Agent]:
         """Agents that publish a capability; see :meth:`meshlib.MeshClient.discover`."""

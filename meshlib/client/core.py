@@ -723,6 +723,15 @@ class ClientCore:
             self._ack(message, sender)
         return True
 
+    def leave_notice(self, sender: Did, message: MessageId, payload: object) -> None:
+        """Put a message of our own making into the application's inbox, as if ``sender`` had sent it; once per id.
+
+        It may exceed the inbox's bound: what it tells of has been taken already.
+        """
+        if not self.inbox.has_seen(sender, message):
+            self.inbox.mark_seen(sender, message)
+            self.inbox.put(Incoming(sender, message, encode_payload(payload)))
+
     def return_unconfirmed(self, sender: Did, message: MessageId) -> None:
         """The application failed on a message: offer it again, marked as redelivered."""
         self.inbox.offer_again(sender, message)

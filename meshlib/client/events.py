@@ -109,6 +109,22 @@ class DeliveryChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FileReceived:
+    """A file of a peer lies in the folder for received files, and is what was sent. A message in the inbox says so,
+    too, and outlives the process."""
+
+    peer: Did
+    transfer_id: str
+    path: str
+    """Where, absolute."""
+    name: str
+    """As the peer calls it; its word, like the description."""
+    size: int
+    sha256: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FaultFound:
     """Something arrived that could not be taken; nothing has changed.
 
@@ -132,5 +148,6 @@ Event = (
     | KnockRejected
     | SessionLost
     | DeliveryChanged
+    | FileReceived
     | FaultFound
 )

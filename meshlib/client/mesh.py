@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from inspect import isawaitable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -55,6 +56,9 @@ from meshlib.errors import (
     TransportError,
     UsageError,
 )
+from meshlib.files.folder import Folder
+from meshlib.files.receipts import FileReceipt, OnTransfer
+from meshlib.files.service import Files
 from meshlib.identity import Did, Identity, parse_did
 from meshlib.store import open_store
 from meshlib.store.protocol import Changes, Store
@@ -124,6 +128,7 @@ class MeshClient:
         self._pending: dict[tuple[Did, MessageId], Message] = {}
         self._routes = Routes()
         self._requests = Requests(config.name or "", self.send, self.take_back, lambda: timestamp(self._now().utc))
+        self._files: Files | None = None
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
         self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
@@ -189,6 +194,7 @@ class MeshClient:
         self._stack.push_async_exit(self._leave)
         self._spawn(self._keep_saved)
         self.add_route(self._requests)
+        files = await self._open_files()
         if config.register:
             await self._register()
         self._spawn(self._keep_connected)
@@ -196,6 +202,38 @@ class MeshClient:
         if config.register:
             self._spawn(self._keep_registered)
         await self.connect()
+        await files.start()
+
+    async def _open_files(self) -> Files:
+        config, core = self.config, self._open_core()
+        folder = None
+        if config.incoming is not None:
+            path = await anyio.Path(config.incoming).expanduser()
+            folder = await anyio.to_thread.run_sync(Folder, Path(path), config.incoming_quota, config.incoming_files)
+        durable = config.store is not None and self._given_store is None
+        files = self._files = Files(
+            name=config.name or "",
+            did=core.profile.did,
+            identity=core.profile.identity,
+            store=Path(await anyio.Path(config.store).expanduser()) if durable and config.store is not None else None,
+            folder=folder,
+            policy=config.files_from,
+            post=self.send,
+            notify=self._leave_notice,
+            tell=self._tell,
+            spawn=self._spawn,
+            stamp=lambda: timestamp(self._now().utc),
+            payload=config.limits.payload,
+            has_receipts=lambda: not self.connected or "receipts" in self.features,
+        )
+        self._stack.callback(files.close)
+        await files.open()
+        self.add_route(files)
+        return files
+
+    async def _leave_notice(self, sender: Did, key: str, payload: object) -> None:
+        self._open_core().leave_notice(sender, MessageId(key), payload)
+        await self._step()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -392,6 +430,34 @@ class MeshClient:
             ask = partial(self.request, peer, content, timeout=timeout, hops=hops)
             self._spawn(gathering.follow, peer, ask)
         return gathering
+
+    async def send_file(
+        self, peer: str, path: Path | str, *, description: str = "", on_progress: OnTransfer | None = None
+    ) -> FileReceipt:
+        """Send a file. Returns once that is noted (on disk, if the store is); it goes on over restarts.
+
+        The file is read when its parts are sent: leave it as it is until then. ``await receipt.wait()`` waits for it.
+
+        Args:
+            peer: display name or DID.
+            path: a regular file, of any size. Peers in the field take up to some 29 MiB.
+            description: what it is, in words.
+            on_progress: called with the receipt whenever more of the file has moved.
+        Raises:
+            AgentNotFound, AmbiguousName: the name leads nowhere, or to several agents.
+            InvalidValue: the file cannot be read, or is being written to.
+            QueueFull: too many files are on their way.
+            StoreError: it cannot be noted.
+        """
+        did = await self.resolve(peer)
+        self._check_able()
+        if did == self.did:
+            raise InvalidValue("a file for oneself needs no mesh")
+        return await self._open_files_or_fail().send(did, Path(path), description, on_progress)
+
+    def transfers(self) -> list[FileReceipt]:
+        """Files on their way, to peers and from them, also those a process before this one began."""
+        return self._open_files_or_fail().receipts()
 
     async def peers(self) -> list[PeerSummary]:
         """Everybody we have talked to, the last first."""
@@ -626,6 +692,8 @@ class MeshClient:
         reason = self._hopeless()
         for receipt in list(self._receipts.values()):
             receipt.give_up(reason)
+        if self._files is not None:
+            self._files.give_up(reason)
         self._saved.set()
         self._saved = anyio.Event()
         self._arrived.set()
@@ -878,6 +946,11 @@ class MeshClient:
         if self._core is None:
             raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
         return self._core
+
+    def _open_files_or_fail(self) -> Files:
+        if self._files is None or self._left:
+            raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
+        return self._files
 
     def _open_registry(self) -> RegistryClient:
         if self._registry is None:

@@ -6,11 +6,13 @@ The command line, tools for models and plugins are written against :class:`Mesh`
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import Agent
 from meshlib.client.requests import Answer, OnProgress
+from meshlib.files.receipts import OnTransfer, TransferState
 from meshlib.identity import Did
 from meshlib.wire.encoding import MessageId
 
@@ -53,6 +55,26 @@ class AnyMessage(Protocol):
         """Confirm that the message has been dealt with."""
 
 
+class AnyFileReceipt(Protocol):
+    """What has become of a file; see :class:`meshlib.FileReceipt`."""
+
+    id: str
+    peer: Did
+    name: str
+    size: int
+    state: TransferState
+    moved: int
+    detail: str
+    reason: str
+    saved_to: str
+
+    async def wait(self) -> TransferState:
+        """Wait until it is over."""
+
+    async def cancel(self) -> None:
+        """Stop it."""
+
+
 class Mesh(Protocol):
     """An agent's place on the mesh. Each verb is documented at :class:`meshlib.MeshClient`."""
 
@@ -89,6 +111,11 @@ class Mesh(Protocol):
         on_progress: OnProgress | None = None,
     ) -> Answer:
         """Have a peer do something, and wait for its answer."""
+
+    async def send_file(
+        self, peer: str, path: Path, *, description: str = "", on_progress: OnTransfer | None = None
+    ) -> AnyFileReceipt:
+        """Send a file."""
 
     async def peers(self) -> list[PeerSummary]:
         """Everybody we have talked to, the last first."""

@@ -96,6 +96,10 @@ class Folder:
     def __init__(self, path: Path, max_bytes: int, max_files: int) -> None:
         if os.open not in os.supports_dir_fd:
             raise InvalidValue("receiving files needs a system that opens files relative to a folder, such as Linux")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValue("the folder for received files needs a name that is UTF-8") from error
         self.max_bytes = max_bytes
         self.max_files = max_files
         try:

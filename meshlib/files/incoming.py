@@ -222,7 +222,7 @@ class Assembly:
     def __init__(self, record: Receiving, now: float) -> None:
         self._hashes = record.hashes
         self._manifest = record.manifest
-        self._limit = record.size
+        self._limit = 3 * record.size  # it counts characters; each has at most three bytes
         self.lengths = list(record.lengths or (0,) * len(record.hashes))
         """Bytes of each piece, 0 for those that are missing."""
         self._gaps = 0

@@ -20,7 +20,7 @@ from meshlib.files.records import Record
 
 _NONCE = 24
 _SUFFIX = ".transfer"
-_READ = msgspec.msgpack.Decoder(Record)  # type: ignore[var-annotated]  # a union
+_READ = msgspec.msgpack.Decoder(Record)
 
 
 class Journal(Protocol):

@@ -23,7 +23,7 @@ BUSY_FOR = 30.0
 """Seconds until a peer with its hands full is offered the file again."""
 KEEP = 72 * 3600.0
 """Seconds without a word of the peer after which a file is given up, as long as a relay keeps messages."""
-SENT_AGAIN = 3
+SENT_AGAIN = 10
 """How often a whole file may be asked for, chunk by chunk, before the asking counts as abuse."""
 
 
@@ -117,6 +117,7 @@ class Outgoing:
         self._wanted: dict[int, None] = {}
         self._in_flight: set[int] = set()
         self._sent = 0
+        self._started = False
         self._heard_at = now
         self.received_bytes = 0
         """What the peer says it has."""
@@ -125,6 +126,11 @@ class Outgoing:
     def total(self) -> int:
         """Chunks or pieces of the way it goes."""
         return self._pieces if self.in_pieces else self._chunks
+
+    @property
+    def handed_over(self) -> int:
+        """Pieces the peer has, or is about to have."""
+        return self.total - len(self._wanted) - len(self._in_flight)
 
     @property
     def over(self) -> bool:
@@ -137,6 +143,7 @@ class Outgoing:
         Args:
             sent: pieces that were sent before it.
         """
+        self._started = True
         if not self._chunks:
             return [SendWhole()]
         if not self.in_pieces:
@@ -155,12 +162,16 @@ class Outgoing:
 
     # --- facts -------------------------------------------------------------------------------------------------------
 
-    def delivered(self, index: int | None, now: float) -> None:
-        """The peer has a message of this file: chunk ``index``, or (``None``) the one that began it."""
+    def delivered(self, index: int | None, now: float, *, certain: bool = True) -> None:
+        """The peer has a message of this file: chunk ``index``, or (``None``) the one that began it.
+
+        Args:
+            certain: the relay said so. One that never does leaves open whether the peer is there at all.
+        """
         if index is not None:
             self._in_flight.discard(index)
         match self.state:
-            case Offered(answer_by) if answer_by == inf:
+            case Offered(answer_by) if answer_by == inf and (certain or self._pieces):
                 self.state = Offered(now + ANSWER_AFTER)
             case Handed(word_by) if word_by == inf:
                 self.state = Handed(now + WORD_AFTER)
@@ -221,7 +232,8 @@ class Outgoing:
         if self.over:
             return []
         self._end(Ended(reason, detail))
-        return [SendCancel(detail)]
+        # Nobody but ours knows the word; a peer in the field would take it for a message.
+        return [SendCancel(detail)] if self._started and self._chunks and not self.in_pieces else []
 
     # --- time --------------------------------------------------------------------------------------------------------
 

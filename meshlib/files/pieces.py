@@ -6,7 +6,7 @@ of the file it shows, so any of them can be made at any time.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from meshlib.files.records import Sending
@@ -79,5 +79,5 @@ def manifest_hash(hashes: tuple[str, ...]) -> str:
     return sha256(":".join(hashes).encode()).hexdigest()
 
 
-def _text(members: dict[str, object]) -> str:
+def _text(members: Mapping[str, object]) -> str:
     return json.dumps(members, separators=(",", ":"))

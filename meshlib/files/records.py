@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 Style = Literal["whole", "pulled", "pieces"]
-"""How a file travels: in one message; offered, and fetched chunk by chunk; or as its envelope, cut up as in the field."""
+"""How a file travels: in one message; offered and fetched in chunks; or as its envelope in pieces, as in the field."""
 
 
 class Sending(Struct, frozen=True, kw_only=True, tag="sending"):
@@ -67,6 +67,7 @@ class Received(Struct, frozen=True, kw_only=True, tag="received"):
     saved_to: str
     """Absolute."""
     description: str = ""
+    style: Style = "whole"
     at: float
     """UTC seconds."""
     told: bool = False

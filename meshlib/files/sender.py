@@ -1,0 +1,531 @@
+"""Sends files: reads them, and does what :mod:`meshlib.files.outgoing` wishes.
+
+Owns tasks, files and messages of what is sent. Memory is bounded by the chunks on their way, whatever a file's size.
+"""
+
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+from msgspec.structs import replace
+
+from meshlib.client.events import DeliveryState
+from meshlib.client.handles import FINAL, Receipt
+from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
+from meshlib.files.journal import Journal
+from meshlib.files.outgoing import (
+    Ended,
+    Handed,
+    Offered,
+    Outgoing,
+    PutOff,
+    SendCancel,
+    SendManifest,
+    SendOffer,
+    SendWhole,
+    Serving,
+    Wish,
+)
+from meshlib.files.pieces import EnvelopeText, manifest_hash, piece_hash
+from meshlib.files.receipts import FileReceipt, OnTransfer, TransferState
+from meshlib.files.records import Sending
+from meshlib.identity import Did
+from meshlib.wire.encoding import b64, js_json, message_id
+from meshlib.wire.envelopes import Pong
+from meshlib.wire.transfers import (
+    MAX_CHUNK,
+    MAX_DESCRIPTION,
+    MAX_FILE_NAME,
+    MAX_PIECE,
+    MIN_CHUNK,
+    FileOffer,
+    FileTransfer,
+    FileTransferAck,
+    Transfer,
+    TransferCancel,
+    TransferChunk,
+    TransferChunkRequest,
+    TransferComplete,
+    TransferManifest,
+    write_transfer,
+)
+
+log = logging.getLogger("meshlib.files")
+
+AT_ONCE = 100
+"""Files of ours that may be on their way or wait for it."""
+EACH = 2
+"""Of these, large ones that move to one peer at a time; the others wait for their turn."""
+ROOM = 2_048
+"""Bytes of a message that are not the chunk: ids, names and hashes. A file's name and description come on top."""
+BLOCK = 1024 * 1024
+
+
+class Post(Protocol):
+    """What is needed of a client to send."""
+
+    async def __call__(self, peer: str, payload: object) -> Receipt: ...
+
+
+@dataclass(slots=True)
+class _Moving:
+    """A file on its way."""
+
+    record: Sending
+    core: Outgoing
+    receipt: FileReceipt
+    news: anyio.Event = field(default_factory=anyio.Event)
+    messages: dict[int | None, Receipt] = field(default_factory=dict)
+    """Messages whose delivery matters, by chunk; ``None`` for the one that began it."""
+    fd: int = -1
+    wishes: list[Wish] = field(default_factory=list)
+
+    def wake(self) -> None:
+        self.news.set()
+        self.news = anyio.Event()
+
+
+class Sender:
+    """Files of ours on their way.
+
+    Args:
+        name: the display name peers are told.
+        post: sends a payload.
+        journal: where files on their way are noted.
+        spawn: runs a task until the client is left.
+        stamp: the current time as text.
+        payload: bytes a payload may have as JSON.
+        has_receipts: whether the relay says what was delivered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        post: Post,
+        journal: Journal,
+        spawn: Callable[..., None],
+        stamp: Callable[[], str],
+        payload: int,
+        has_receipts: Callable[[], bool],
+    ) -> None:
+        self._name = name
+        self._post = post
+        self._journal = journal
+        self._spawn = spawn
+        self._stamp = stamp
+        self._payload = payload
+        self._has_receipts = has_receipts
+        self._moving: dict[str, _Moving] = {}
+        self._turns: dict[str, set[str]] = {}
+
+    # --- what the application asks for -------------------------------------------------------------------------------
+
+    async def send(self, peer: Did, path: Path, description: str, on_progress: OnTransfer | None) -> FileReceipt:
+        """Note a file and have it sent; see :meth:`meshlib.MeshClient.send_file`."""
+        if len(self._moving) >= AT_ONCE:
+            raise QueueFull(f"{AT_ONCE} files are on their way, the limit: wait for some of them")
+        if len(description) > MAX_DESCRIPTION:
+            raise InvalidValue(f"a description has at most {MAX_DESCRIPTION} characters, not {len(description)}")
+        path, size, digest, identity = await anyio.to_thread.run_sync(_inspect, path)
+        record = self._plan(
+            Sending(
+                id=str(message_id(os.urandom)),
+                peer=peer,
+                path=str(path),
+                name=path.name[:MAX_FILE_NAME].encode("utf-8", "replace").decode(),
+                size=size,
+                sha256=digest,
+                stamp=identity,
+                description=description.encode("utf-8", "replace").decode(),
+                chunk=0,
+                style="pulled",
+                from_agent=self._name,
+                timestamp=self._stamp(),
+            )
+        )
+        await anyio.to_thread.run_sync(self._journal.put, record.id, record)
+        return self._begin(record, on_progress)
+
+    def _plan(self, record: Sending) -> Sending:
+        empty = FileTransfer(
+            file_name=record.name,
+            file_path=record.name,
+            file_data=b"",
+            size_bytes=record.size,
+            description=record.description,
+            from_agent=record.from_agent,
+            timestamp=record.timestamp,
+            transfer_id=record.id,
+            sha256=record.sha256,
+        )
+        envelope = len(js_json(write_transfer(empty)).encode())
+        if envelope + 4 * -(-record.size // 3) <= self._payload:
+            return replace(record, style="whole")
+        names = len(js_json([record.name, record.description, record.from_agent]).encode())
+        chunk = min((self._payload - ROOM - len(self._name.encode())) // 4 * 3, MAX_CHUNK)
+        if chunk < MIN_CHUNK or names + ROOM > self._payload:
+            raise InvalidValue(f"limits.payload is too small for a file that does not fit it: {self._payload} bytes")
+        return replace(record, chunk=chunk)
+
+    def resume(self, record: Sending) -> None:
+        """Go on with a file that was on its way when the process ended."""
+        self._begin(record, None)
+
+    def _begin(self, record: Sending, on_progress: OnTransfer | None) -> FileReceipt:
+        receipt = FileReceipt(
+            record.id, Did(record.peer), Path(record.path), record.name, record.size, partial(self.cancel, record.id)
+        )
+        if on_progress is not None:
+            receipt.watch(on_progress)
+        chunks = 0 if record.style == "whole" else -(-record.size // record.chunk)
+        text = self._text(record)
+        core = Outgoing(chunks, text.pieces if text.fits else 0, time.monotonic(), in_pieces=record.style == "pieces")
+        moving = _Moving(record, core, receipt)
+        self._moving[record.id] = moving
+        self._spawn(self._move, moving)
+        return receipt
+
+    def receipts(self) -> list[FileReceipt]:
+        """Of everything that is on its way."""
+        return [moving.receipt for moving in self._moving.values()]
+
+    def give_up(self, reason: MeshError | None) -> None:
+        """Tell everybody who waits that nothing more will happen here."""
+        for moving in self._moving.values():
+            moving.receipt.give_up(reason)
+
+    async def cancel(self, transfer: str) -> None:
+        """Stop a file."""
+        moving = self._moving.get(transfer)
+        if moving is None:
+            return
+        moving.wishes += moving.core.cancel("cancelled", "the sender cancelled the transfer")
+        moving.wake()
+        with anyio.CancelScope(shield=True):
+            while transfer in self._moving:
+                await moving.news.wait()
+
+    # --- what peers say ----------------------------------------------------------------------------------------------
+
+    def claims(self, sender: Did, envelope: Transfer) -> bool:
+        """Whether an envelope is about a file of ours on its way to ``sender``."""
+        return self._about(sender, envelope) is not None
+
+    async def handle(self, sender: Did, envelope: Transfer) -> None:
+        """Take what a peer says about a file of ours."""
+        moving = self._about(sender, envelope)
+        now = time.monotonic()
+        if moving is None:
+            if isinstance(envelope, TransferChunkRequest):
+                gone = TransferCancel(
+                    transfer_id=envelope.transfer_id,
+                    error="the sender does not have this file any more",
+                    from_agent=self._name,
+                    timestamp=self._stamp(),
+                )
+                await self._post(sender, write_transfer(gone))
+            return
+        core = moving.core
+        match envelope:
+            case TransferChunkRequest():
+                moving.wishes += core.asked(envelope.missing, envelope.received_bytes, now)
+            case TransferComplete():
+                core.complete(now)
+            case FileTransferAck():
+                core.acked(envelope, now)
+            case TransferCancel():
+                core.cancelled(envelope.error)
+            case Pong():
+                moving.wishes += core.not_understood(now)
+        moving.wake()
+
+    def _about(self, sender: Did, envelope: Transfer) -> _Moving | None:
+        match envelope:
+            case TransferChunkRequest() | TransferComplete() | TransferCancel():
+                named = envelope.transfer_id
+            case FileTransferAck(transfer_id=""):
+                return next((one for one in self._moving.values() if self._is_acked(one, sender, envelope)), None)
+            case FileTransferAck():
+                named = envelope.transfer_id
+            case Pong():
+                named = envelope.nonce
+            case _:
+                return None
+        found = next((one for one in self._moving.values() if named in (one.record.id, _pieces_id(one.record))), None)
+        if found is None or found.record.peer != sender:
+            return None
+        if isinstance(envelope, TransferChunkRequest) and (named != found.record.id) is not found.core.in_pieces:
+            return None  # an answer to the offer, after the file went another way: its numbers mean other chunks
+        return found
+
+    @staticmethod
+    def _is_acked(moving: _Moving, sender: Did, ack: FileTransferAck) -> bool:
+        record = moving.record
+        return record.peer == sender and record.name == ack.file_name and not isinstance(moving.core.state, Offered)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    async def _move(self, moving: _Moving) -> None:
+        """Send one file, until it is over."""
+        record, core = moving.record, moving.core
+        turns = self._turns.setdefault(record.peer, set())
+        try:
+            while record.style != "whole" and not core.over and len(turns) >= EACH:
+                await moving.news.wait()
+            turns.add(record.id)
+            await self._follow(moving)
+        except StoreError as error:
+            core.cancel("failed", str(error))
+        finally:
+            turns.discard(record.id)
+            if moving.fd >= 0:
+                os.close(moving.fd)
+        for other in self._moving.values():
+            other.wake()
+        await anyio.to_thread.run_sync(self._journal.drop, record.id)
+        del self._moving[record.id]
+        self._show(moving)
+        moving.wake()
+        log.debug("transfer %s is over: %s", record.id, core.state)
+
+    async def _follow(self, moving: _Moving) -> None:
+        core = moving.core
+        try:
+            if not core.over:
+                moving.fd = await anyio.to_thread.run_sync(_open, moving.record)
+                moving.wishes += core.start(moving.record.pieces)
+            while True:
+                news = moving.news
+                while moving.wishes:
+                    await self._do(moving, moving.wishes.pop(0))
+                if core.over:
+                    return
+                index = core.next_chunk()
+                if index is not None:
+                    await self._send_chunk(moving, index)
+                    continue
+                self._show(moving)
+                self._look_at_messages(moving)
+                if news.is_set():
+                    continue
+                with anyio.move_on_after(max(0.0, core.next_deadline() - time.monotonic())):
+                    await news.wait()
+                moving.wishes += core.tick(time.monotonic())
+        except _Unreadable as error:
+            for wish in core.cancel("changed", str(error)):
+                await self._do(moving, wish)
+
+    def _look_at_messages(self, moving: _Moving) -> None:
+        for index, message in list(moving.messages.items()):
+            state = message.state
+            relayed = state is not DeliveryState.QUEUED and not self._has_receipts()
+            if state is DeliveryState.DELIVERED or relayed:
+                del moving.messages[index]
+                moving.core.delivered(index, time.monotonic(), certain=not relayed)
+                moving.wake()
+            elif state in FINAL:
+                del moving.messages[index]
+                moving.core.undeliverable(message.detail or f"a message of it {state}")
+                moving.wake()
+
+    async def _do(self, moving: _Moving, wish: Wish) -> None:
+        record = moving.record
+        match wish:
+            case SendWhole():
+                await self._begin_with(moving, await self._whole(moving))
+            case SendOffer():
+                offer = FileOffer(
+                    transfer_id=record.id,
+                    file_name=record.name,
+                    size_bytes=record.size,
+                    sha256=record.sha256,
+                    chunk_bytes=record.chunk,
+                    description=record.description,
+                    from_agent=record.from_agent,
+                    timestamp=record.timestamp,
+                )
+                await self._begin_with(moving, offer)
+            case SendManifest():
+                await self._send_manifest(moving)
+            case SendCancel(detail):
+                cancel = TransferCancel(
+                    transfer_id=_pieces_id(record) if moving.core.in_pieces else record.id,
+                    error=detail,
+                    from_agent=self._name,
+                    timestamp=self._stamp(),
+                )
+                await self._post(record.peer, write_transfer(cancel))
+
+    async def _begin_with(self, moving: _Moving, envelope: Transfer) -> None:
+        await self._send(moving, None, envelope)
+
+    async def _whole(self, moving: _Moving) -> FileTransfer:
+        record = moving.record
+        data = await self._read(moving, 0, record.size)
+        return FileTransfer(
+            file_name=record.name,
+            file_path=record.name,
+            file_data=data,
+            size_bytes=record.size,
+            description=record.description,
+            from_agent=record.from_agent,
+            timestamp=record.timestamp,
+            transfer_id=record.id,
+            sha256=record.sha256,
+        )
+
+    async def _send_manifest(self, moving: _Moving) -> None:
+        record = moving.record
+        text = self._text(record)
+        hashes = await anyio.to_thread.run_sync(text.hashes, partial(_pread, moving.fd, record))
+        moving.record = record = replace(record, style="pieces")
+        await anyio.to_thread.run_sync(self._journal.put, record.id, record)
+        manifest = TransferManifest(
+            transfer_id=_pieces_id(record),
+            original_type="file_transfer",
+            total_chunks=text.pieces,
+            total_bytes=text.size,
+            chunk_hashes=hashes,
+            manifest_hash=manifest_hash(hashes),
+            from_agent=record.from_agent,
+            timestamp=record.timestamp,
+        )
+        await self._send(moving, None, manifest)
+
+    async def _send_chunk(self, moving: _Moving, index: int) -> None:
+        record = moving.record
+        if moving.core.in_pieces:
+            text = self._text(record)
+            piece = await anyio.to_thread.run_sync(text.piece, index, partial(_pread, moving.fd, record))
+            chunk = TransferChunk(
+                transfer_id=_pieces_id(record),
+                chunk_index=index,
+                total_chunks=text.pieces,
+                data=piece,
+                hash=piece_hash(piece),
+                from_agent=record.from_agent,
+            )
+            await self._send(moving, index, chunk)
+            if index == record.pieces:
+                moving.record = replace(record, pieces=index + 1)
+                await anyio.to_thread.run_sync(self._journal.put, record.id, moving.record)
+            return
+        data = await self._read(moving, index * record.chunk, record.chunk)
+        chunk = TransferChunk(
+            transfer_id=record.id,
+            chunk_index=index,
+            total_chunks=moving.core.total,
+            data=b64(data),
+            hash=hashlib.sha256(data).hexdigest(),
+            from_agent=record.from_agent,
+        )
+        await self._send(moving, index, chunk)
+
+    async def _send(self, moving: _Moving, index: int | None, envelope: Transfer) -> None:
+        try:
+            receipt = await self._post(moving.record.peer, write_transfer(envelope))
+        except QueueFull:
+            # Other messages fill the outbox. It empties as they are delivered; nothing tells when.
+            await anyio.sleep(1.0)
+            await self._send(moving, index, envelope)
+            return
+        receipt.watch(moving.wake)
+        moving.messages[index] = receipt
+
+    async def _read(self, moving: _Moving, offset: int, size: int) -> bytes:
+        return await anyio.to_thread.run_sync(_pread, moving.fd, moving.record, offset, size)
+
+    def _text(self, record: Sending) -> EnvelopeText:
+        return EnvelopeText(record, min(self._payload - ROOM, MAX_PIECE))
+
+    def _show(self, moving: _Moving) -> None:
+        core, receipt, size = moving.core, moving.receipt, moving.record.size
+        match core.state:
+            case Offered() if core.received_bytes == 0:
+                receipt.advance(TransferState.OFFERED)
+            case Offered() | PutOff():
+                receipt.advance(TransferState.WAITING)
+            case Serving():
+                moved = size * core.handed_over // max(1, core.total) if core.in_pieces else core.received_bytes
+                receipt.advance(TransferState.CHECKING if moved >= size else TransferState.MOVING, moved)
+            case Handed():
+                receipt.advance(TransferState.MOVING if None in moving.messages else TransferState.CHECKING)
+            case Ended(reason, detail, saved_to, confirmed):
+                receipt.saved_to = saved_to
+                if reason:
+                    state = TransferState.CANCELLED if reason == "cancelled" else TransferState.FAILED
+                    receipt.advance(state, None, detail, reason)
+                else:
+                    receipt.advance(TransferState.DONE if confirmed else TransferState.UNCONFIRMED, size, detail)
+
+
+class _Unreadable(Exception):
+    """The file is not the one any more that was to be sent."""
+
+
+def _pieces_id(record: Sending) -> str:
+    """The transfer's id when it goes in pieces: their numbers mean something else than those of chunks."""
+    return f"{record.id}-pieces"
+
+
+def _stamp_of(found: os.stat_result) -> tuple[int, int, int]:
+    return (found.st_dev, found.st_ino, found.st_mtime_ns)
+
+
+def _inspect(path: Path) -> tuple[Path, int, str, tuple[int, int, int]]:
+    """Absolute path, size, SHA-256 and stamp of a file that is to be sent.
+
+    Raises:
+        InvalidValue: it is no file that can be read, or is being written to.
+    """
+    path = Path(os.path.abspath(path.expanduser()))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise InvalidValue(f"{path} is not a regular file: pack folders into an archive first")
+            digest = hashlib.sha256()
+            while block := file.read(BLOCK):
+                digest.update(block)
+            after = os.fstat(fd)
+    except OSError as error:
+        raise InvalidValue(f"{path} cannot be read: {error.strerror}") from error
+    if (before.st_size, _stamp_of(before)) != (after.st_size, _stamp_of(after)):
+        raise InvalidValue(f"{path} is being written to: send it when it is finished, or send a copy")
+    return path, after.st_size, digest.hexdigest(), _stamp_of(after)
+
+
+def _open(record: Sending) -> int:
+    try:
+        return os.open(record.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
+
+
+def _pread(fd: int, record: Sending, offset: int, size: int) -> bytes:
+    """Bytes of the file that was inspected, or an error: never of another one."""
+    found = os.fstat(fd)
+    if (found.st_size, _stamp_of(found)) != (record.size, record.stamp):
+        raise _Unreadable("the file has changed since it was to be sent")
+    wanted = min(size, record.size - offset)
+    parts: list[bytes] = []
+    while wanted > 0:
+        try:
+            part = os.pread(fd, wanted, offset)
+        except OSError as error:
+            raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
+        if not part:
+            raise _Unreadable("the file has become shorter since it was to be sent")
+        parts.append(part)
+        offset += len(part)
+        wanted -= len(part)
+    return b"".join(parts)
