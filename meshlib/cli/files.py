@@ -75,9 +75,8 @@ def _say(receipt: AnyFileReceipt, console: Console) -> None:
         return
     style = Style.GOOD if receipt.state is TransferState.DONE else Style.WARN
     place = f"   as {visible(receipt.saved_to)}" if receipt.saved_to else ""
-    console.say(
-        f"{console.paint(receipt.state, style)}   {visible(receipt.name)} ({in_bytes(receipt.size)}) to {receipt.peer}{place}"
-    )
+    what = f"{visible(receipt.name)} ({in_bytes(receipt.size)}) to {receipt.peer}"
+    console.say(f"{console.paint(receipt.state, style)}   {what}{place}")
 
 
 class _Progress:

@@ -566,16 +566,22 @@ class MeshClient:
                 except MeshError as error:
                     log.warning("a message of %s waits for the next start: %s", message.sender, error)
                 else:
-                    await message.ack()
+                    # Not waiting until it is saved: a process that dies before has the route handle it again, as if it
+                    # had died a moment earlier; and many of them share one write to the disk.
+                    await self._take_off(message)
 
     async def _confirm(self, message: Message) -> None:
+        await self._take_off(message)
+        await self._step()
+
+    async def _take_off(self, message: Message) -> None:
         self._pending.pop((message.sender, message.id), None)
         core = self._open_core()
         if core.confirm(message.sender, message.id):
             self._room.set()
             if core.overflowed and core.inbox_has_room and self._socket is not None:
                 await self._socket.abort()  # the relay offers what was passed over on the next connection
-            await self._step()
+            self._ask_step()
 
     def events(self) -> "Events":
         """Facts from now on, for ``async for``. Who lags more than ``limits.events`` behind misses the oldest."""

@@ -64,6 +64,8 @@ AT_ONCE = 100
 """Files of ours that may be on their way or wait for it."""
 EACH = 2
 """Of these, large ones that move to one peer at a time; the others wait for their turn."""
+ABREAST = 4
+"""Chunks that are read, encrypted and saved at the same time."""
 ROOM = 2_048
 """Bytes of a message that are not the chunk: ids, names and hashes. A file's name and description come on top."""
 BLOCK = 1024 * 1024
@@ -308,9 +310,9 @@ class Sender:
                     await self._do(moving, moving.wishes.pop(0))
                 if core.over:
                     return
-                index = core.next_chunk()
-                if index is not None:
-                    await self._send_chunk(moving, index)
+                batch = [index for _ in range(ABREAST) if (index := core.next_chunk()) is not None]
+                if batch:
+                    await self._send_chunks(moving, batch)
                     continue
                 self._show(moving)
                 self._look_at_messages(moving)
@@ -400,6 +402,25 @@ class Sender:
         )
         await self._send(moving, None, manifest)
 
+    async def _send_chunks(self, moving: _Moving, batch: list[int]) -> None:
+        """Send several chunks at the same time: they share their writes to the disk."""
+        failures: list[Exception] = []
+
+        async def send(index: int) -> None:
+            try:
+                await self._send_chunk(moving, index)
+            except (_Unreadable, MeshError) as failure:
+                failures.append(failure)  # raised outside of the group, as itself
+
+        async with anyio.create_task_group() as tasks:
+            for index in batch:
+                tasks.start_soon(send, index)
+        if moving.core.in_pieces and not failures:
+            moving.record = replace(moving.record, pieces=max(moving.record.pieces, batch[-1] + 1))
+            await anyio.to_thread.run_sync(self._journal.put, moving.record.id, moving.record)
+        if failures:
+            raise failures[0]
+
     async def _send_chunk(self, moving: _Moving, index: int) -> None:
         record = moving.record
         if moving.core.in_pieces:
@@ -414,9 +435,6 @@ class Sender:
                 from_agent=record.from_agent,
             )
             await self._send(moving, index, chunk)
-            if index == record.pieces:
-                moving.record = replace(record, pieces=index + 1)
-                await anyio.to_thread.run_sync(self._journal.put, record.id, moving.record)
             return
         data = await self._read(moving, index * record.chunk, record.chunk)
         chunk = TransferChunk(
