@@ -47,9 +47,12 @@ if TYPE_CHECKING:
         refuse_everyone,
     )
     from meshlib.crypto.x3dh import Dialect
+    from meshlib.daemon.blocking import BlockingDaemonClient
+    from meshlib.daemon.client import DaemonClient
     from meshlib.errors import (
         AgentNotFound,
         AmbiguousName,
+        DaemonNotRunning,
         IdentityInUse,
         InvalidValue,
         KnockRefused,
@@ -77,9 +80,12 @@ __all__ = [
     "AmbiguousName",
     "Answer",
     "Backoff",
+    "BlockingDaemonClient",
     "BlockingMeshClient",
     "ClientConfig",
     "Connected",
+    "DaemonClient",
+    "DaemonNotRunning",
     "DeliveryChanged",
     "DeliveryState",
     "Dialect",
@@ -139,9 +145,12 @@ _HOMES = {
     "AmbiguousName": "meshlib.errors",
     "Answer": "meshlib.client.requests",
     "Backoff": "meshlib.config",
+    "BlockingDaemonClient": "meshlib.daemon.blocking",
     "BlockingMeshClient": "meshlib.client.blocking",
     "ClientConfig": "meshlib.config",
     "Connected": "meshlib.client.events",
+    "DaemonClient": "meshlib.daemon.client",
+    "DaemonNotRunning": "meshlib.errors",
     "DeliveryChanged": "meshlib.client.events",
     "DeliveryState": "meshlib.client.events",
     "Dialect": "meshlib.crypto.x3dh",

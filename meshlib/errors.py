@@ -23,6 +23,7 @@
     │   ├── AgentNotFound     no agent of that name or DID
     │   └── AmbiguousName     several agents share the name
     ├── TransportError        no answer at all: retry later
+    │   ├── DaemonNotRunning  no process on this machine owns the identity for others
     │   └── TaskUnfinished    a task was not answered in time; says how far it had come
     └── StoreError            the local store cannot be read or written
 
@@ -191,6 +192,10 @@ class AmbiguousName(ServiceError):
 
 class TransportError(MeshError):
     """No answer: the connection failed or timed out. Retrying later can help."""
+
+
+class DaemonNotRunning(TransportError):
+    """Nobody listens on the socket of a store: no daemon owns its identity for others."""
 
 
 class TaskUnfinished(TransportError):

@@ -48,6 +48,8 @@ RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
 SHELLS += tuple(f"meshlib.files.{name}" for name in ("receipts", "receiver", "sender", "service"))
+DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
+DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client"))
 DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
 
 TABLE = {
@@ -86,6 +88,14 @@ TABLE = {
         ("anyio", "httpx", "websockets", "python_socks", "msgspec"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
+    # What a plugin needs inside a foreign interpreter: nothing that has a version.
+    "daemon values": Row(DAEMON_VALUES, ("meshlib.errors",), never=("asyncio", "subprocess", "sqlite3", "random")),
+    "daemon": Row(
+        DAEMON_SHELLS,
+        (*IDENTITY, *WIRE, *CORE_VALUES, *STORES, *SHELLS, *DAEMON_VALUES),
+        ("anyio",),
+        never=("asyncio", "sqlite3", "subprocess"),
+    ),
     "doors": Row(
         (*DOORS, "meshlib.__init__"),
         (
@@ -100,6 +110,8 @@ TABLE = {
             *RESPONDER_STORES,
             *RUNTIMES,
             *RESPONDER_SHELLS,
+            *DAEMON_VALUES,
+            *DAEMON_SHELLS,
         ),
         ("anyio", "httpx"),
     ),
@@ -338,6 +350,13 @@ def test_values_and_crypto_load_no_network_stack(module: str) -> None:
 
 def test_client_core_loads_no_driver() -> None:
     assert not {"anyio", "trio", "httpx", "asyncio", "python_socks"} & loaded_by("import meshlib.client.core")
+
+
+@pytest.mark.parametrize("statement", ["from meshlib import BlockingDaemonClient", "import meshlib.daemon.blocking"])
+def test_plugins_of_a_daemon_load_the_standard_library_only(statement: str) -> None:
+    foreign = loaded_by(statement) - loaded_by("pass") - set(sys.stdlib_module_names)
+    assert foreign == {"meshlib"}
+    assert "asyncio" not in loaded_by(statement)
 
 
 def test_client_loads_only_the_event_loop_it_runs_on() -> None:
