@@ -49,7 +49,7 @@ RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
 SHELLS += tuple(f"meshlib.files.{name}" for name in ("receipts", "receiver", "sender", "service"))
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
-DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client"))
+DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))
 DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.testing")
 
 TABLE = {

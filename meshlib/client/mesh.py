@@ -537,6 +537,14 @@ class MeshClient:
                 self._pending[message.sender, message.id] = message
                 return message
 
+    def give_back(self, message: Message) -> None:
+        """Leave a message that is not confirmed to whoever receives next; it comes first, marked ``redelivered``."""
+        if self._pending.pop((message.sender, message.id), None) is not None:
+            again = Received(message.sender, message.id, message.payload, message.encrypted, redelivered=True)
+            self._arrivals.appendleft(again)
+            self._arrived.set()
+            self._arrived = anyio.Event()
+
     def _first_arrival(self, wanted: set[Did] | None) -> Received | None:
         return next((one for one in self._arrivals if wanted is None or one.sender in wanted), None)
 
