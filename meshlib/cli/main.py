@@ -181,6 +181,9 @@ def parser() -> _Parser:
     respond.add_argument(
         "--env", action="append", metavar="NAME", default=[], help="a variable the runtime may see; may be repeated"
     )
+    respond.add_argument(
+        "--incoming", metavar="FOLDER", help=f"take files of peers, into this folder [{VARIABLES['incoming'][0]}]"
+    )
     respond.add_argument("--reasoning-log", metavar="FILE", help="keep there what models thought; it never travels")
 
     discover = add("discover", "find agents by capability or name", "messages:discover")

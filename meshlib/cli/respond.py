@@ -6,6 +6,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,6 +15,8 @@ from meshlib.cli.exits import Exit
 from meshlib.cli.options import Settings, chosen_option, settings_from
 from meshlib.cli.output import Console, Style, visible
 from meshlib.client.mesh import MeshClient
+from meshlib.config import ClientConfig
+from meshlib.daemon.server import serve_daemon
 from meshlib.errors import InvalidValue, StoreError
 from meshlib.responder.policy import AfterCrash, Policy
 from meshlib.responder.runtimes.named import NAMES, runtime_named
@@ -31,17 +34,20 @@ def respond(arguments: Namespace, environment: Mapping[str, str], console: Conso
     settings = settings_from(arguments, environment)
     runtime = _runtime(arguments, environment, settings)
     policy = _policy(arguments, environment)
-    return anyio.run(_serve, settings, runtime, policy, console)
+    config = replace(settings.client(), incoming=chosen_option(arguments, environment, "incoming"))
+    return anyio.run(_serve, config, runtime, policy, console)
 
 
-async def _serve(settings: Settings, runtime: Runtime, policy: Policy, console: Console) -> int:
+async def _serve(config: ClientConfig, runtime: Runtime, policy: Policy, console: Console) -> int:
     def watch(note: Note) -> None:
         _show(note, console)
 
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
-            MeshClient(settings.client()) as client,
-            Responder(client, runtime, policy, watch=watch) as responder,
+            MeshClient(config) as client,
+            # The tools of a model that works on a task are other processes of this identity.
+            serve_daemon(client),
+            Responder(client, runtime, policy, watch=watch, spool=_spool(config.store)) as responder,
             anyio.create_task_group() as tasks,
         ):
 
@@ -53,11 +59,11 @@ async def _serve(settings: Settings, runtime: Runtime, policy: Policy, console: 
             tasks.start_soon(stop_on_signal)
             givers = "everyone" if policy.everyone else ", ".join(map(visible, policy.tasks_from)) or "nobody (--allow)"
             console.note(
-                f"answering with {runtime.name} as {settings.name or 'an agent without a name'}, {client.did}\n"
+                f"answering with {runtime.name} as {config.name or 'an agent without a name'}, {client.did}\n"
                 f"tasks are taken from {givers} (Ctrl-C stops)",
                 event="responding",
                 did=str(client.did),
-                name=settings.name,
+                name=config.name,
                 runtime=runtime.name,
                 tasks_from="everyone" if policy.everyone else list(policy.tasks_from),
             )
@@ -82,6 +88,11 @@ def _show(note: Note, console: Console) -> None:
     when = console.paint(time.strftime("%H:%M:%S"), Style.DIM)
     what = console.paint(f"{note.what:<8}", _STYLES.get(note.what, Style.NAME))
     console.say(f"{when}  {what}  {note.peer}  {visible(note.request_id)}{took}{detail}")
+
+
+def _spool(store: Path | str | None) -> Path:
+    assert store is not None, "every command has a store"
+    return Path(store).expanduser() / "outgoing"
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -116,7 +127,7 @@ def _runtime(arguments: Namespace, environment: Mapping[str, str], settings: Set
         options,
         environment,
         arguments.env,
-        spool=settings.store / "outgoing",
+        spool=_spool(settings.store),
         keep_reasoning=_reasoning_log(arguments.reasoning_log),
     )
 

@@ -175,6 +175,11 @@ class ResponderCore:
         """Places taken by jobs that run, or have been told to stop and have not yet."""
         return len(self._occupied)
 
+    def is_running(self, key: JobKey) -> bool:
+        """Whether an outcome of a job still counts: it was not called off."""
+        job = self._jobs.get(key)
+        return job is not None and job.state is JobState.RUNNING
+
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def claims(self, sender: Did, payload: object) -> bool:

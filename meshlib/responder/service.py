@@ -7,8 +7,10 @@ decision to :mod:`meshlib.responder.core`.
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +21,7 @@ from meshlib.client.handles import Message
 from meshlib.client.mesh import MeshClient
 from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
+from meshlib.files.receipts import FINAL, FileReceipt
 from meshlib.identity import Did
 from meshlib.responder.core import JobChanges, Letter, ResponderCore
 from meshlib.responder.jobs import Job, JobKey, JobState
@@ -62,6 +65,7 @@ class Responder:
         policy: what is taken on; the default takes nothing from anybody.
         journal: where tasks are remembered. ``None``: beside the client's store, in memory if it has none.
         watch: told what becomes of each task.
+        spool: folder of files that belong to answers, removed once they are sent. Files elsewhere are left alone.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class Responder:
         *,
         journal: Journal | None = None,
         watch: Watch | None = None,
+        spool: Path | None = None,
     ) -> None:
         self._client = client
         self._runtime = runtime
         self._policy = policy
         self._journal = journal
         self._watch = watch or (lambda note: None)
+        self._spool = spool
         self._core: ResponderCore | None = None
         self._tasks: TaskGroup | None = None
         self._turn = anyio.Lock()
@@ -109,6 +115,7 @@ class Responder:
             self._tasks = await anyio.create_task_group().__aenter__()
             await self._step()
             self._tasks.start_soon(self._keep_time)
+            self._clean_spool()
             self._client.add_route(self)
         except BaseException:
             self._journal.close()
@@ -255,6 +262,8 @@ class Responder:
         outcome: Outcome | None = None
         with self._running[job.key]:
             outcome = await self._outcome(job)
+        if isinstance(outcome, Done) and core.is_running(job.key):
+            await self._send_files(job, outcome)
         seconds = time.monotonic() - started
         match outcome:
             case Done():
@@ -287,6 +296,39 @@ class Responder:
             log.exception("the runtime %s failed", self._runtime.name)
             return Failed("the agent failed while it worked on the task", "its log says where")
 
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    async def _send_files(self, job: Job, done: Done) -> None:
+        """Have the files of an answer sent. They are noted before the answer is: it does not speak of lost ones."""
+        for path in done.artifacts:
+            try:
+                receipt = await self._client.send_file(
+                    job.sender, path, description=f"belongs to the answer to {job.request_id}"
+                )
+            except MeshError as error:
+                log.warning("a file of an answer to %s is not sent: %s", job.sender, error)
+            else:
+                self._remove_when_sent(receipt)
+
+    def _clean_spool(self) -> None:
+        """Files of the process before this one: those on their way go when they are sent, the others now."""
+        if self._spool is None or not self._spool.is_dir():
+            return
+        sending = {receipt.path: receipt for receipt in self._client.transfers()}
+        for path in [path for path in self._spool.rglob("*") if path.is_file()]:
+            if path in sending:
+                self._remove_when_sent(sending[path])
+            else:
+                _remove(path)
+
+    def _remove_when_sent(self, receipt: FileReceipt) -> None:
+        def look(receipt: FileReceipt) -> None:
+            if receipt.state in FINAL and self._spool is not None and receipt.path.is_relative_to(self._spool):
+                _remove(receipt.path)
+
+        receipt.watch(look)
+        look(receipt)
+
     # --- small verbs -------------------------------------------------------------------------------------------------
 
     def _now(self) -> Instant:
@@ -295,6 +337,13 @@ class Responder:
     def _open(self) -> ResponderCore:
         assert self._core is not None, "the responder is entered before anything reaches it"
         return self._core
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of the spool, and the folder it was alone in."""
+    with suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()
 
 
 async def respond(

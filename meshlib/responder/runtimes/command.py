@@ -5,6 +5,7 @@ A :class:`Recipe` says how one program is called and when its output counts as a
 """
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,9 +113,9 @@ class CommandRuntime:
             self._keep_reasoning(task.id, reasoning)
         if not answer:
             return Failed("the agent gave an empty answer", f"{self.name} exited with 0 and said nothing")
-        return Done(answer, said.telemetry, self._collect(place, task), reasoning)
+        return Done(answer, said.telemetry, self._collect(place), reasoning)
 
-    def _collect(self, place: Workplace, task: Task) -> tuple[Path, ...]:
+    def _collect(self, place: Workplace) -> tuple[Path, ...]:
         """Move the files that belong to the answer out of the folder that is about to go."""
         if self._spool is None:
             return ()
@@ -125,8 +126,8 @@ class CommandRuntime:
             room -= path.stat().st_size
             if room < 0:
                 break
-            folder = self._spool / f"{abs(hash((task.sender, task.id))):x}"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self._spool))
             kept.append(Path(shutil.move(path, folder / path.name)))
         return tuple(kept)
 

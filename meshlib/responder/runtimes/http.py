@@ -1,10 +1,10 @@
 """An HTTP endpoint as a runtime: one of our own simple shape, or a model server with OpenAI's chat completions."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -78,7 +78,7 @@ class HttpRuntime:
                 ) as response,
             ):
                 body = bytearray()
-                async with aclosing(response.aiter_bytes()) as chunks:
+                async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_bytes())) as chunks:
                     async for chunk in chunks:
                         body += chunk
                         if len(body) > RESPONSE_LIMIT:

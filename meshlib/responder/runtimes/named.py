@@ -1,14 +1,18 @@
 """Runtimes by what an operator calls them."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from meshlib.errors import InvalidValue
 from meshlib.responder.runtimes.command import CommandRuntime, any_command
 from meshlib.responder.runtimes.hermes_inprocess import HermesRuntime
 from meshlib.responder.runtimes.http import Endpoint, HttpRuntime, Shape
 from meshlib.responder.runtimes.presets import PRESETS, Options, preset
 from meshlib.responder.runtimes.protocol import Runtime
 
+PROGRAMS = {"hermes": "python3"}
+"""Programs of presets that are called otherwise."""
 IN_PROCESS = "hermes-inprocess"
 NAMES = (*PRESETS, IN_PROCESS)
 """Everything that has a name; besides them URLs and commands."""
@@ -36,11 +40,23 @@ def runtime_named(
         InvalidValue: there is no such runtime, or it cannot work as it is asked for.
     """
     if not isinstance(name, str):
-        return CommandRuntime(any_command(name), environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
-    if name.startswith(("http://", "https://")):
+        recipe = any_command(name)
+        _find(name[0], environment)
+    elif name.startswith(("http://", "https://")):
         headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         shape = Shape.TASK if options.model is None else Shape.CHAT
         return HttpRuntime(Endpoint(name, shape, options.model, headers))
-    if name == IN_PROCESS:
+    elif name == IN_PROCESS:
         return HermesRuntime(options, keep_reasoning)
-    return CommandRuntime(preset(name, options), environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
+    else:
+        recipe = preset(name, options)
+        _find(options.program or PROGRAMS.get(name, name), environment)
+    return CommandRuntime(recipe, environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
+
+
+def _find(program: str, environment: Mapping[str, str]) -> None:
+    """Refuse at the start what could only fail at the first task."""
+    if shutil.which(program, path=environment.get("PATH")) is None:
+        raise InvalidValue(
+            f"there is no program {program!r}: install it, or name its path; runtimes: {', '.join(NAMES)}"
+        )
