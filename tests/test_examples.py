@@ -16,6 +16,9 @@ EXAMPLES = ROOT / "examples"
 PRINTED = {
     "asyncio_agents.py": "the answer is {'sum': 6}",
     "blocking_agent.py": "echo says is anybody there?",
+    "delegate.py": (
+        "analyst: sales are up 6 %\nviz: here is a chart\nwriter: Sales rose again.\nreceived chart.svg, 6 bytes"
+    ),
     "knock_policy.py": "friend: it's me\nstranger: refused, policy_denied",
     "restart.py": "waiting for me: good morning\nthe writer's receipt says delivered",
     "trio_agents.py": "2 workers found; worker-",
@@ -24,7 +27,10 @@ PRINTED = {
 
 def test_no_example_is_forgotten() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == set(PRINTED)
-    assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".mjs"} == {"typescript_agent.mjs"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".mjs"} == {
+        "typescript_agent.mjs",
+        "typescript_responder.mjs",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(PRINTED))
@@ -52,6 +58,24 @@ def test_typescript_example_answers(servers: Servers, tmp_path: Path) -> None:
         answer = alice.mesh("listen", "--count", "1", "--json", "--timeout", "30")
         assert answer.lines[0]["payload"] == "hello from TypeScript"
         assert typescript.ended() == 0
+
+
+@pytest.mark.node
+def test_typescript_agent_is_one_of_the_team(servers: Servers) -> None:
+    with running(["node", EXAMPLES / "typescript_responder.mjs"], **servers.variables) as typescript:
+        did = typescript.line().removeprefix("answering as ")
+        run = subprocess.run(
+            [sys.executable, "-W", "error", EXAMPLES / "delegate.py"],
+            capture_output=True,
+            text=True,
+            env=environment(**servers.variables, MESH_WRITER=did),
+            timeout=60,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "writer: written in TypeScript: the sales of last quarter, please" in run.stdout
+        assert "received chart.svg" in run.stdout
+        assert typescript.line().startswith("answered ")
 
 
 def test_examples_are_typed() -> None:
