@@ -1,4 +1,4 @@
-"""The story of the field: a parent has three agents work at once, one of them in TypeScript; then one is killed midway."""
+"""The story of the field: a parent has three agents work at once, one in TypeScript; then one is killed midway."""
 
 from __future__ import annotations
 
