@@ -87,7 +87,8 @@ def test_an_answer_is_an_answer_and_thinking_is_none(agent: Preset) -> None:
     outcome = agent.run("[[think my secret plan]][[say forty-two]]")
     assert isinstance(outcome, Done)
     assert outcome.content == "forty-two"
-    assert "my secret plan" in agent.thoughts
+    if agent.name in ("claude", "codex", "llm"):  # the others cut it themselves
+        assert agent.thoughts == ["my secret plan"]
 
 
 def test_a_model_that_fails_gives_no_answer(agent: Preset) -> None:
