@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meshlib.errors import InvalidValue
-from meshlib.responder.runtimes.command import Call, Recipe, Text, failed_status, last_line, read_stdout
+from meshlib.responder.runtimes.command import HOPS_VARIABLE, Call, Recipe, Text, failed_status, last_line, read_stdout
 from meshlib.responder.runtimes.processes import Finished, Workplace
 from meshlib.responder.runtimes.protocol import Failed, Task
 from meshlib.wire.envelopes import Telemetry
@@ -48,10 +48,14 @@ class Options:
     def __repr__(self) -> str:
         return f"Options(program={self.program!r}, model={self.model!r}, tools={self.tools})"
 
-    def mesh_server(self) -> dict[str, Any]:
-        """How an MCP client starts the mesh tools."""
-        store = [] if self.store is None else ["--store", str(self.store)]
-        return {"command": sys.executable, "args": ["-m", "meshlib", "mcp", *store]}
+    def mesh_server(self, task: Task) -> dict[str, Any]:
+        """How an MCP client starts the mesh tools. Most of them hand on no environment but the one named here."""
+        store = [] if self.store is None else ["--store", str(self.store.absolute())]
+        return {
+            "command": sys.executable,
+            "args": ["-m", "meshlib", "mcp", *store],
+            "env": {HOPS_VARIABLE: str(task.hops)},
+        }
 
 
 # --- hermes ----------------------------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ def hermes(options: Options) -> Recipe:
                 "context_length": 131_072,
             }
         if options.tools is Tools.MESH:
-            settings["mcp_servers"] = {"mesh": options.mesh_server()}
+            settings["mcp_servers"] = {"mesh": options.mesh_server(task)}
         model = ["-m", options.model] if options.model and options.base_url is None else []
         toolset = [] if options.tools is Tools.OWN else ["-t", _HERMES_TOOLSETS[options.tools]]
         python = options.program or "python3"
@@ -130,7 +134,7 @@ def claude(options: Options) -> Recipe:
         files: dict[Path, str] = {}
         if options.tools is Tools.MESH:
             config = place.root / "mcp.json"
-            files[config] = json.dumps({"mcpServers": {"mesh": options.mesh_server()}})
+            files[config] = json.dumps({"mcpServers": {"mesh": options.mesh_server(task)}})
             argv += ["--tools", "", "--mcp-config", str(config), "--allowedTools", "mcp__mesh"]
         elif options.tools is Tools.NONE:
             argv += ["--tools", ""]
@@ -212,11 +216,12 @@ def codex(options: Options) -> Recipe:
                 "stream_max_retries = 1",
             ]
         if options.tools is Tools.MESH:
-            server = options.mesh_server()
+            server = options.mesh_server(task)
             lines += [
                 "[mcp_servers.mesh]",
                 f"command = {json.dumps(server['command'])}",
                 f"args = {json.dumps(server['args'])}",
+                f"env = {{ {HOPS_VARIABLE} = {json.dumps(server['env'][HOPS_VARIABLE])} }}",
                 "required = true",
                 'default_tools_approval_mode = "approve"',
             ]
@@ -258,7 +263,7 @@ def openclaw(options: Options) -> Recipe:
             settings["tools"] = {"toolSearch": False, "deny": ["*"]}
         elif options.tools is Tools.MESH:
             settings["tools"] = {"toolSearch": False, "allow": ["mesh__*"]}
-            settings["mcp"] = {"servers": {"mesh": options.mesh_server()}}
+            settings["mcp"] = {"servers": {"mesh": options.mesh_server(task)}}
         argv = [options.program or "openclaw", "agent", "exec", "--config", str(config), "--json"]
         argv += ["--timeout", str(int(task.timeout) + 1), *options.arguments, "--message-file", "-"]
         return Call(argv, {"OPENCLAW_STATE_DIR": str(place.home / ".openclaw")}, {config: json.dumps(settings)})
