@@ -563,8 +563,7 @@ class MeshClient:
         while True:
             batch = core.messages(lane)
             if not batch:
-                self._check_able()
-                await self._arrived.wait()
+                await self._arrived.wait()  # while the relay refuses us, too: connect() may be called again
                 continue
             await self._until_saved(self._ask_step())
             for received in batch:
