@@ -1001,7 +1001,11 @@ class ClientCore:
         return last is None or now.monotonic - last > BELIEVED_FOR
 
     def _expire_held(self, now: Instant) -> None:
-        for sender, lost in self.held.expire(now.monotonic).items():
+        for sender, expired in self.held.expire(now.monotonic).items():
+            # Of a message that was read since in another encryption nothing is missing.
+            lost = [held for held in expired if not self.inbox.has_seen(sender, MessageId(held.frame.id))]
+            if not lost:
+                continue
             for held in lost:
                 self._complain(held, sender)
             self._events.append(SessionLost(sender, f"{len(lost)} messages came that no session and no knock explains"))
@@ -1009,6 +1013,8 @@ class ClientCore:
     def _give_up(self, held: Held, detail: str = "no session reads the message") -> None:
         """A message nothing will ever read: say so, here and to its sender."""
         sender = parse_did(held.frame.sender)  # not always who wrote last: the oldest peer held makes room too
+        if self.inbox.has_seen(sender, MessageId(held.frame.id)):
+            return
         self._complain(held, sender)
         if not held.reported:
             self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))

@@ -71,7 +71,8 @@ class Ledger:
     excused: set[tuple[Did, Did]] = field(default_factory=set)
     """Pairs that lost sessions on purpose: what was sent on them cannot be read."""
     refusable: bool = False
-    """The registry has forgotten agents: what is meant for them may be refused."""
+    """The registry was rolled back. It has forgotten agents: what is meant for them may be refused. It hands out
+    one-time keys a second time: what is sealed for one cannot be read."""
     redelivered: int = 0
     plaintexts: int = 0
     events: list[str] = field(default_factory=list)
@@ -179,7 +180,8 @@ class Ledger:
             assert isinstance(frame, Ack)
             offer = self.offers.get(frame.id)
             pair = (offer.sender, offer.recipient) if offer else None
-            if offer and frame.unread and pair not in self.tampered and pair not in self.excused:
+            lost = self.refusable or pair in self.tampered or pair in self.excused
+            if offer and frame.unread and not lost:
                 raise Violation("unreadable", f"{agent.name} cannot read {offer.payload}, though nothing was lost")
 
     def _bounds(self, agent: "Agent", core: ClientCore) -> None:

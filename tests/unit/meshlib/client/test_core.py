@@ -700,6 +700,20 @@ class TestHealing:
         assert mesh.unread == []
         assert len(bob.core.held) == 0
 
+    def test_a_held_copy_of_a_message_read_since_is_not_complained_about(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        message = alice.send(bob, "hello")
+        unreadable = mesh.inboxes[bob.did].pop()
+        mesh.inboxes[bob.did].clear()
+        bob.receive(unreadable)
+        bob.send(alice, "opens a session that both can read")
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert (bob.did, message) not in mesh.unread
+        assert bob.told(SessionLost) == []
+
 
 class TestHandOver:
     def test_nothing_is_acknowledged_before_it_is_handed_over_and_confirmed(self, mesh):  # 30
