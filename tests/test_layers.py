@@ -37,7 +37,9 @@ IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
 CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
-CORES = tuple(f"meshlib.client.{name}" for name in ("core", "peers", "keyring", "knocks", "inbox", "outbox", "held"))
+CORES = tuple(
+    f"meshlib.client.{name}" for name in ("core", "peers", "epochs", "keyring", "knocks", "inbox", "outbox", "held")
+)
 CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "outgoing", "pieces", "records"))
 STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from meshlib.client.epochs import next_epoch
 from meshlib.client.events import (
     Connected,
     DeliveryChanged,
@@ -154,6 +155,8 @@ class ClientCore:
     ) -> None:
         self.profile = profile
         self.limits = limits
+        self.epoch = state.epoch
+        """How far the store has counted, see :mod:`meshlib.client.epochs`."""
         self.link = Link.DOWN
         self._connection = 0
         self.features: frozenset[str] = frozenset()
@@ -1083,6 +1086,24 @@ class ClientCore:
         while len(counts) > self.limits.strangers:
             counts.popitem(last=False)
         return count
+
+    # --- epochs ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_history(self) -> bool:
+        """Whether keys of this store may have been used: it has counted, or prekeys were made."""
+        return bool(self.epoch or self.keyring.signed)
+
+    def count_epoch(self, published: int) -> int:
+        """Count on; save the changes, then publish what is returned.
+
+        Args:
+            published: how far the registry knows this store to have counted.
+        Raises:
+            StoreError: further than the store has, see :func:`~meshlib.client.epochs.next_epoch`.
+        """
+        self.epoch = self._changes.epoch = next_epoch(self.epoch, published)
+        return self.epoch
 
     # --- prekeys -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -23,6 +23,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from meshlib.client.core import ClientCore, Link, Profile
+from meshlib.client.epochs import EPOCH_KEY, published_epoch
 from meshlib.client.events import (
     Connected,
     DeliveryChanged,
@@ -72,8 +73,6 @@ NAMES_REMEMBERED = 1_000
 """Resolved display names kept, so that a chatty agent does not ask the registry for every message."""
 NAME_LIFETIME = 60.0
 """Seconds a resolved name stays valid: a name may move to another agent."""
-EPOCH_KEY = "mesh_epoch"
-"""Where an agent's public metadata says how often its store was opened."""
 PRESENCE_EVERY = 60.0
 """Seconds between signs of life to the registry, which calls an agent online for 90 after the last."""
 BATCH = 256 * 1024
@@ -117,7 +116,10 @@ class MeshClient:
         self._steps_asked = 0
         self._steps_saved = 0
         self._arrivals_step = 0
-        self._epoch_due: int | None = None
+        self._published: tuple[list[str], dict[str, object]] = ([], {})
+        """Capabilities and metadata, as the registry has them."""
+        self._keys_moved = False
+        """Whether sessions have changed since the store counted last."""
         self._pondering: OrderedDict[object, anyio.CancelScope] = OrderedDict()
         self._entered = False
         self._left = False
@@ -132,7 +134,6 @@ class MeshClient:
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
         self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
-        self._saved_epoch = 0
         self._wanted = True
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
@@ -166,7 +167,6 @@ class MeshClient:
             identity = Identity.generate(os.urandom)
         if saved.signing_key is None:
             await self._save(Changes(signing_key=identity.signing_key))
-        self._saved_epoch = saved.epoch
         did = parse_did(config.did) if config.did else identity.did
         profile = Profile(
             identity=identity,
@@ -627,9 +627,9 @@ class MeshClient:
                 await self._work.wait()
             step, socket = self._steps_asked, self._socket
             changes, writes = core.changes(), core.writes()
-            changes.epoch, self._epoch_due = self._epoch_due, None
             if changes:
                 await self._save(changes)
+                self._keys_moved = self._keys_moved or bool(changes.peers)
             self._steps_saved = step
             self._saved.set()
             self._saved = anyio.Event()
@@ -810,15 +810,19 @@ class MeshClient:
 
     async def _keep_registered(self) -> None:
         """Show the registry that we are there, and publish prekeys before they run out."""
-        check_at = time.monotonic() + self.config.prekeys.check_every
+        check_every = self.config.prekeys.check_every
+        show_at, check_at = time.monotonic() + PRESENCE_EVERY, time.monotonic() + check_every
         while True:
-            await anyio.sleep(PRESENCE_EVERY)
+            await anyio.sleep(max(0.0, min(show_at, check_at) - time.monotonic()))
             try:
-                if self.connected and self.config.dialect is not Dialect.AGT4:
-                    await self._open_registry().heartbeat(self.did)
+                if time.monotonic() >= show_at:
+                    show_at = time.monotonic() + PRESENCE_EVERY
+                    if self.connected and self.config.dialect is not Dialect.AGT4:
+                        await self._open_registry().heartbeat(self.did)
                 if time.monotonic() >= check_at or self._open_core().keyring.runs_low:
-                    check_at = time.monotonic() + self.config.prekeys.check_every
+                    check_at = time.monotonic() + check_every
                     await self._publish_prekeys()
+                    await self._count_on()
             except (ServiceError, TransportError) as error:
                 self._tell(FaultFound("registry", str(error)))
 
@@ -835,41 +839,44 @@ class MeshClient:
         if config.dialect is Dialect.AGT4:
             await registry.register_legacy(self.did, identity.agreement_key.public, capabilities, metadata)
         else:
-            await self._start_epoch(metadata)
+            await self._count_start(metadata)
+            self._published = capabilities, metadata
             registration = await registry.register(identity, capabilities, metadata)
             if not registration.created:
                 await self._update_profile(capabilities, metadata)
         await self._publish_prekeys(at_start=True)
 
-    async def _start_epoch(self, metadata: dict[str, object]) -> None:
-        """Count this start, here and at the registry, and notice a store that is older than the last one counted.
-
-        A copy or a backup would send with ratchet keys that were used before, and answer knocks with one-time keys
-        that are spent. A store that never published prekeys has none of either.
+    async def _count_start(self, metadata: dict[str, object]) -> None:
+        """Count this start, here and at the registry.
 
         Raises:
-            StoreError: the registry has counted more starts than the store.
+            StoreError: the registry has counted further than the store (:func:`~meshlib.client.epochs.next_epoch`).
         """
         assert self._store is not None
+        core = self._open_core()
         if not self._store.durable:
             return
-        if self._saved_epoch or self._open_core().keyring.signed:
-            try:
-                published = (await self._open_registry().get_agent(self.did)).metadata.get(EPOCH_KEY, "0")
-            except AgentNotFound:
-                published = "0"
-            counted = int(published) if isinstance(published, str) and published.isdecimal() else 0
-            if counted > self._saved_epoch:
-                raise StoreError(
-                    f"this store was opened {self._saved_epoch} times, but the registry counts {counted}: it is a copy "
-                    "or an old backup, and would use keys again. Use the newest one; if there is none, keep its "
-                    "identity and start with a new store"
-                )
-        epoch = self._saved_epoch + 1
-        self._epoch_due = epoch
+        published = 0
+        if core.has_history:
+            with suppress(AgentNotFound):
+                published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
+        metadata[EPOCH_KEY] = str(core.count_epoch(published))
         await self._step()
-        self._saved_epoch = epoch
-        metadata[EPOCH_KEY] = str(epoch)
+
+    async def _count_on(self) -> None:
+        """Count on if keys were used since, so that a backup made in between is noticed to be old."""
+        if EPOCH_KEY not in self._published[1] or not self._keys_moved:
+            return
+        published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
+        self._keys_moved = False
+        try:
+            epoch = self._open_core().count_epoch(published)
+        except StoreError as error:
+            await self._break(error)
+            raise
+        await self._step()
+        self._published[1][EPOCH_KEY] = str(epoch)
+        await self._update_profile(*self._published)
 
     async def _unregister(self) -> None:
         """Take back the registration of an agent whose key is gone with it: nobody could ever answer there."""

@@ -35,6 +35,7 @@ from meshlib import (
     Limits,
     MeshClient,
     NotConnected,
+    Prekeys,
     PeerVerified,
     RelayRefused,
     SessionLost,
@@ -207,9 +208,39 @@ async def test_an_old_copy_of_a_store_is_refused(config, tmp_path):
     shutil.copytree(tmp_path / "bob", tmp_path / "backup")
     async with MeshClient(config(name, store=tmp_path / "bob")) as bob:
         assert bob.connected
-    with pytest.raises(StoreError, match="opened 1 times, but the registry counts 2"):
+    with pytest.raises(StoreError, match="counted to 1, but the registry to 2"):
         async with MeshClient(config(name, store=tmp_path / "backup")):
             pass
+
+
+async def test_a_copy_of_a_store_made_in_use_is_refused_once_that_has_counted_on(config, tmp_path):
+    store, often = tmp_path / "bob", Prekeys(check_every=0.1)
+    async with MeshClient(config()) as alice:
+        async with MeshClient(config(store=store, prekeys=often)) as bob:
+            shutil.copytree(store, tmp_path / "backup")
+            await alice.send(bob.did, "moves keys")
+            assert (await receive(bob)).payload == "moves keys"
+            async with RegistryClient(bob.config.registry_url) as registry:
+                with anyio.fail_after(PATIENCE):
+                    while (await registry.get_agent(bob.did)).metadata["mesh_epoch"] == "1":
+                        await anyio.lowlevel.checkpoint()
+        with pytest.raises(StoreError, match="it is a copy or an old backup"):
+            async with MeshClient(config(store=tmp_path / "backup")):
+                pass
+
+
+async def test_a_store_in_use_stops_once_a_copy_of_it_has_been_opened(config, tmp_path):
+    store, often = tmp_path / "bob", Prekeys(check_every=0.1)
+    async with MeshClient(config()) as alice, MeshClient(config(store=store, prekeys=often)) as bob:
+        shutil.copytree(store, tmp_path / "copy")
+        (tmp_path / "copy" / "lock").unlink(missing_ok=True)
+        async with MeshClient(config(store=tmp_path / "copy")):
+            pass
+        await bob.connect()
+        await alice.send(bob.did, "moves keys")
+        with anyio.fail_after(PATIENCE), pytest.raises(StoreError, match="it is a copy or an old backup"):
+            while True:
+                await bob.receive()
 
 
 async def test_what_was_not_confirmed_comes_again(config, tmp_path):
