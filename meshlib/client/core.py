@@ -401,7 +401,12 @@ class ClientCore:
         self._consent_at = None
         self.features = features
         self._events.append(Connected(features))
-        for did in self.outbox.peers():
+        waiting = self.outbox.peers()
+        if self.profile.extensions and "receipts" not in features:
+            # The outbox has let go of what was written after a knock that may be lost. What follows needs it, too.
+            knocking = (did for did, peer in self._peers.items() if peer.knock_frame is not None)
+            waiting += [did for did in knocking if not self.outbox.waits_for(did)]
+        for did in waiting:
             knock = self.peer(did).knock_frame
             if knock is not None:
                 # It may have been saved and never written. Twice is harmless: the relay knows the id, and a peer that

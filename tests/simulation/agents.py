@@ -4,14 +4,18 @@ Between any two of these steps the process can be killed. What its disk holds th
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from meshlib.client.core import ClientCore, Link, Profile
-from meshlib.client.events import Disconnected, Event, Received
+from meshlib.client.epochs import EPOCH_KEY, published_epoch
+from meshlib.client.events import Disconnected, Event, KnockReceived, Received
 from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING
 from meshlib.clock import Instant
 from meshlib.config import Backoff, Limits, Prekeys, Timeouts
+from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import (
     AgentNotFound,
     MalformedFrame,
@@ -23,7 +27,7 @@ from meshlib.errors import (
     StoreError,
     TransportError,
 )
-from meshlib.identity import Did, Identity
+from meshlib.identity import Did, Identity, parse_did
 from meshlib.store.memory import MemoryStore
 from meshlib.store.protocol import Changes, SavedState
 from meshlib.testing import SeededEntropy
@@ -64,6 +68,15 @@ class Disk(MemoryStore):
         super().save(changes)
 
 
+class Kind(Enum):
+    """What an agent is made of."""
+
+    OURS = "ours"
+    ASKING = "its knock policy asks somebody, who takes time, says no, or says nothing"
+    LIKE_SDK = "keeps nothing that outlives its process, and knows no extensions"
+    LEGACY = "speaks agt-4 and calls itself what it likes"
+
+
 @dataclass
 class Agent:
     """An agent's machine: key, disk, clock and application; ``process`` is what runs on it, if something does."""
@@ -84,18 +97,47 @@ class Agent:
     down_for: float = 1.0
     failures: int = 0
     """Messages on which the application will fail."""
+    copies: list[Disk] = field(default_factory=list)
+    """Backups of the disk."""
+    kind: Kind = Kind.OURS
     process: "ClientProcess | None" = None
 
     def __post_init__(self) -> None:
         self.identity = Identity.generate(SeededEntropy(f"{self.net.seed}/{self.name}"))
-        self.did = self.identity.did
+        self.did = parse_did(f"did:agentmesh:{self.name}") if self.kind is Kind.LEGACY else self.identity.did
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether it keeps nothing that outlives its process, as an SDK."""
+        return self.kind is Kind.LIKE_SDK
 
     def start(self) -> None:
         """Start a process, if none runs."""
         if self.process is None:
+            if self.forgetful and self.boots:
+                self.lose_disk()
             self.boots += 1
             self.process = self.shell_type(self)
             self.net.run_in(self.process, self.process.start)
+
+    def lose_disk(self) -> None:
+        """Nothing is left but the identity: somebody puts an empty disk in place."""
+        self.disk = type(self.disk)()
+        self.ledger.store_lost(self)
+
+    def copy_disk(self) -> None:
+        """Take a backup."""
+        self.copies.append(deepcopy(self.disk))
+
+    def roll_back(self) -> bool:
+        """Put the last backup in place. Whether there is one."""
+        if not self.copies:
+            return False
+        if self.process is not None:
+            self.process.die()
+        self.disk = self.copies.pop()
+        self.ledger.rolled_back(self)
+        return True
 
     def died(self) -> None:
         """The process is gone; somebody starts another."""
@@ -112,7 +154,15 @@ class ClientProcess(Process):
         self.ledger = agent.ledger
         self.chance = self.net.random(f"{agent.name} {agent.boots}")
         self.core = agent.core_type(
-            Profile(agent.identity, agent.did, plaintext_peers=agent.trusts, ack_when_saved=True),
+            Profile(
+                agent.identity,
+                agent.did,
+                dialect=Dialect.AGT4 if agent.kind is Kind.LEGACY else Dialect.AGT5,
+                extensions=not agent.forgetful,
+                plaintext_peers=agent.trusts,
+                ask_before_accepting=agent.kind is Kind.ASKING,
+                ack_when_saved=not agent.forgetful,
+            ),
             agent.disk.boot(),
             SeededEntropy(f"{self.net.seed}/{agent.name}/{agent.boots}"),
             agent.limits,
@@ -125,6 +175,8 @@ class ClientProcess(Process):
         self._ceiling = self._backoff.first
         self._connected_at = 0.0
         self._registered = False
+        self._epoch: int | None = None
+        self._keys_moved = False
         self._wake_at = float("inf")
         self._app_due = False
 
@@ -205,6 +257,23 @@ class ClientProcess(Process):
         self._send(writes)
         if any(isinstance(event, Disconnected) and not event.retrying for event in events):
             self.net.faults["relay refused"] += 1
+        for event in events:
+            if isinstance(event, KnockReceived) and self.agent.kind is Kind.ASKING:
+                self._consider(event)
+
+    def _consider(self, knock: KnockReceived) -> None:
+        """Somebody is asked whether the peer may talk to us. About one peer the answer is always the same."""
+        opinion = self.net.random(f"{self.agent.name} about {knock.peer}").choice(("yes", "yes", "no", "nothing"))
+        if opinion != "yes":
+            self.ledger.unwanted.add((knock.peer, self.agent.did))
+        if opinion != "nothing":
+            delay = self.chance.choice((0.0, 1.0, 10.0, 29.0))
+            self.after(delay, self._answer, knock, opinion == "yes")
+
+    def _answer(self, knock: KnockReceived, accept: bool) -> None:
+        self.net.faults["policy accepted" if accept else "policy refused"] += 1
+        self.core.answer_knock(knock.peer, knock.knock_id, accept=accept, now=self.now())
+        self._step()
 
     def _save(self, changes: Changes, events: list[Event]) -> None:
         if changes:
@@ -213,6 +282,7 @@ class ClientProcess(Process):
             except StoreError:
                 self.net.faults["disk full"] += 1
                 raise Killed from None  # the core is ahead of the disk: nobody may go on with it
+            self._keys_moved = self._keys_moved or bool(changes.peers)
         self.ledger.saved(self.agent, self.core, changes, events)
 
     def _send(self, writes: list[bytes]) -> None:
@@ -306,7 +376,8 @@ class ClientProcess(Process):
     ) -> None:
         moment = timestamp(self.now().utc)
         request = prepare(moment)
-        headers = wire.headers(request, wire.Signer.of(self.agent.identity), moment, bound=True)
+        signer = wire.Signer.of(self.agent.identity, self.agent.did)
+        headers = wire.headers(request, signer, moment, bound=not self.agent.forgetful)
 
         def answered(answer: wire.Answer | None, theirs: float) -> None:
             if answer is not None:
@@ -325,26 +396,88 @@ class ClientProcess(Process):
         self.agent.registry.ask(self, request, headers, answered)
 
     def _register(self) -> None:
+        """Count this start, register, publish: what :meth:`meshlib.MeshClient` does before it connects."""
+
+        def known(answer: wire.Answer) -> None:
+            self._count_start(published_epoch(wire.read_agent(answer, self.agent.did).metadata))
+
+        def failed(error: MeshError) -> None:
+            if isinstance(error, AgentNotFound):
+                self._count_start(0)
+            else:
+                self.after(TRY_AGAIN, self._register)
+
+        if self._epoch is not None or self.agent.forgetful or self.agent.kind is Kind.LEGACY:
+            self._announce()
+        elif self.core.has_history:
+            self._call(lambda _: wire.get_agent(self.agent.did), known, failed)
+        else:
+            self._count_start(0)
+
+    def _count_start(self, published: int) -> None:
+        try:
+            self._epoch = self.core.count_epoch(published)
+        except StoreError:
+            # Whoever runs it reads why, finds no newer store, and starts with an empty one.
+            self.net.faults["old store refused"] += 1
+            self.agent.lose_disk()
+            raise Killed from None
+        self.ledger.opened(self.agent)
+        self._step()
+        self._announce()
+
+    def _metadata(self) -> dict[str, object]:
+        return {} if self._epoch is None else {EPOCH_KEY: str(self._epoch)}
+
+    def _announce(self) -> None:
+        identity, did, metadata = self.agent.identity, self.agent.did, self._metadata()
+
         def registered(answer: wire.Answer) -> None:
-            wire.read_registration(answer, self.agent.did, key=self.agent.identity.public_key)
+            legacy = self.agent.kind is Kind.LEGACY
+            registration = wire.read_registration(answer, did, key=None if legacy else identity.public_key)
+            if registration.created or not metadata:
+                self._publish(at_start=True)
+            else:
+                self._call(lambda _: wire.update(did, None, metadata), updated, failed)
+
+        def updated(answer: wire.Answer) -> None:
+            wire.read_agent(answer, did)
             self._publish(at_start=True)
 
-        def again(error: MeshError) -> None:
+        def failed(error: MeshError) -> None:
             self.after(TRY_AGAIN, self._register)
 
-        self._call(lambda now: wire.register(self.agent.identity, now), registered, again)
+        if self.agent.kind is Kind.LEGACY:
+            self._call(lambda _: wire.register_legacy(did, identity.agreement_key.public), registered, failed)
+        else:
+            self._call(lambda now: wire.register(identity, now, metadata=metadata), registered, failed)
+
+    def _count_on(self, published: int) -> None:
+        """Count on if keys were used since."""
+        if self._epoch is None or not self._keys_moved:
+            return
+        self._keys_moved = False
+        self._epoch = self.core.count_epoch(published)
+        self._step()
+        self._call(lambda _: wire.update(self.agent.did, None, self._metadata()), lambda _: None, lambda _: None)
 
     def _publish(self, *, at_start: bool = False) -> None:
         def counted(answer: wire.Answer) -> None:
-            left = wire.read_agent(answer, self.agent.did).one_time_keys_left
+            agent = wire.read_agent(answer, self.agent.did)
+            left = agent.one_time_keys_left
+            if not at_start:
+                self._count_on(published_epoch(agent.metadata))
             low = left is not None and left < PREKEYS.top_up_below
             if not at_start and not self.core.keyring.refresh(self.now()) and not low:
                 return
-            upload = self.core.replenish(left or 0, self.now())
+            # What the registry has although this store never published is of a store that is gone.
+            anew = not self.core.keyring.signed
+            upload = self.core.replenish(0 if anew else left or 0, self.now())
             self._step()  # a private key is saved before its public half leaves
             self.point("prekeys saved, not published")
             public = wire.PrekeyUpload.of(self.agent.identity, upload.signed, upload.one_time)
-            self._call(lambda _: wire.upload_prekeys(self.agent.did, public, "merge"), published, failed)
+            mode: wire.PrekeyMode = "replace" if anew else "merge"
+            self._call(lambda _: wire.upload_prekeys(self.agent.did, public, mode), published, failed)
 
         def published(answer: wire.Answer) -> None:
             wire.read_upload(answer)
@@ -367,15 +500,16 @@ class ClientProcess(Process):
 
     def _fetch(self, did: Did) -> None:
         registered = False
+        hint: Dialect | None = None
 
         def known(answer: wire.Answer) -> None:
-            nonlocal registered
-            wire.read_agent(answer, did)
+            nonlocal registered, hint
+            hint = Dialect.AGT4 if wire.read_agent(answer, did).registration == "legacy" else None
             registered = True
             self._call(lambda _: wire.fetch_prekeys(did), fetched, failed)
 
         def fetched(answer: wire.Answer) -> None:
-            self.core.bundle(did, wire.read_bundle(answer, did).checked(did), self.now())
+            self.core.bundle(did, wire.read_bundle(answer, did).checked(did), self.now(), hint)
             self._step()
 
         def failed(error: MeshError) -> None:

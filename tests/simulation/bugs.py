@@ -13,9 +13,11 @@ from meshlib.client.events import DeliveryState, Event, Received
 from meshlib.client.peers import Peer
 from meshlib.clock import Instant
 from meshlib.errors import PeerError
+from meshlib.identity import Did
 from meshlib.session import Session
 from meshlib.store.protocol import Changes, SavedState
 from meshlib.wire import frames
+from meshlib.wire.encoding import MessageId
 from tests.simulation.agents import ClientProcess, Disk
 from tests.simulation.world import Parts
 
@@ -30,6 +32,8 @@ class Bug:
     within: int
     focus: tuple[str, ...] = ()
     """Kinds of faults the runs are made of; without, they are those of any seed."""
+    second: str = ""
+    """What the second agent is made of, if the bug takes that."""
 
 
 class _AcksBeforeSaving(ClientProcess):
@@ -132,6 +136,16 @@ class _IgnoresItsOutboxBound(ClientCore):
         return super().send(*arguments, **more)  # type: ignore[arg-type]
 
 
+class _OpensOldStores(ClientCore):
+    def count_epoch(self, published: int) -> int:
+        return super().count_epoch(min(published, self.epoch))
+
+
+class _LetsEverybodyIn(ClientCore):
+    def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:
+        super().answer_knock(sender, knock, accept=True, now=now)
+
+
 class _ForgetsSeen(Disk):
     def boot(self) -> SavedState:
         return replace(super().boot(), seen=(), inbox=())
@@ -164,6 +178,11 @@ class _DropsWhatItPushed(RelayCore):
         if self._find(entry.mailbox, entry.id, entry.sender) is entry:
             self._forget(entry)
             self._delivered(entry)
+
+
+class _TakesEveryComplaintForTheNewest(RelayCore):
+    def _supersede(self, earlier) -> None:  # type: ignore[no-untyped-def]
+        """Older copies are not counted."""
 
 
 class _ForgetsOnTheWayOut(RelayCore):
@@ -254,5 +273,26 @@ BUGS: dict[str, Bug] = {
     ),
     "relay drops on close": Bug(
         "the relay forgets what a closing socket did not ack", Parts(relay=_ForgetsOnTheWayOut), "lost", 60, ("cut",)
+    ),
+    "relay confuses copies": Bug(
+        "a complaint about an older copy removes the newer one",
+        Parts(relay=_TakesEveryComplaintForTheNewest),
+        "order",
+        2000,
+        ("sessions lost", "cut"),
+    ),
+    "old store": Bug(
+        "a store that has counted less than the registry knows is opened",
+        Parts(client=_OpensOldStores),
+        "old store",
+        20,
+        ("store rolled back",),
+    ),
+    "any answer": Bug(
+        "a peer the policy refuses, or says nothing about, is let in",
+        Parts(client=_LetsEverybodyIn),
+        "unwanted",
+        20,
+        second="ASKING",
     ),
 }

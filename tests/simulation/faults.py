@@ -51,6 +51,10 @@ class Plan:
     """Outboxes and inboxes are tiny."""
     trusting: bool = False
     """The first agent takes plaintext of the second until it is verified."""
+    second: str = "OURS"
+    """What the second agent is made of: a name of :class:`tests.simulation.agents.Kind`."""
+    plain_relay: bool = False
+    """The relay knows no extensions."""
 
 
 def plan(seed: int, focus: tuple[str, ...] = ()) -> Plan:
@@ -71,6 +75,8 @@ def plan(seed: int, focus: tuple[str, ...] = ()) -> Plan:
         strict=chance.random() < 0.2,
         small=chance.random() < 0.2,
         trusting="plaintext forged" in allowed,
+        second=chance.choice(("ASKING", "LIKE_SDK", "LEGACY")) if not focus and chance.random() < 0.3 else "OURS",
+        plain_relay=not focus and chance.random() < 0.05,
     )
 
 
@@ -235,6 +241,14 @@ def _roll_back_registry(world: "World", who: "Agent", whom: "Agent", how: int) -
         world.net.faults["registry rolled back"] += 1
 
 
+def _roll_back_store(world: "World", who: "Agent", whom: "Agent", how: int) -> None:
+    """Odd: take a backup. Even: put the last one in place."""
+    if how % 2:
+        who.copy_disk()
+    elif who.roll_back():
+        world.net.faults["store rolled back"] += 1
+
+
 KINDS: dict[str, Callable[["World", "Agent", "Agent", int], None]] = {
     "send": _send,
     "burst": _burst,
@@ -262,4 +276,5 @@ KINDS: dict[str, Callable[["World", "Agent", "Agent", int], None]] = {
     "application failed": _fail,
     "relay rolled back": _roll_back_relay,
     "registry rolled back": _roll_back_registry,
+    "store rolled back": _roll_back_store,
 }

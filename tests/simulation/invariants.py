@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshlib.client.core import ClientCore
+from meshlib.client.epochs import published_epoch
 from meshlib.client.events import DeliveryChanged, DeliveryState, Event, Received
 from meshlib.crypto.x3dh import Opening
 from meshlib.identity import Did
@@ -57,6 +58,10 @@ class Offer:
     handed: int = 0
     confirmed: bool = False
     said_delivered: bool = False
+    unwatched: bool = False
+    """Only ``relayed`` was promised: sender or relay knows no receipts."""
+    excused: bool = False
+    """A store that held it, or held that it had come, is gone."""
 
 
 @dataclass
@@ -73,6 +78,8 @@ class Ledger:
     refusable: bool = False
     """The registry was rolled back. It has forgotten agents: what is meant for them may be refused. It hands out
     one-time keys a second time: what is sealed for one cannot be read."""
+    unwanted: set[tuple[Did, Did]] = field(default_factory=set)
+    """Whose knocks whom does not want: what is sent that way may be refused."""
     redelivered: int = 0
     plaintexts: int = 0
     events: list[str] = field(default_factory=list)
@@ -86,6 +93,38 @@ class Ledger:
     _made: dict[tuple[Did, int], bytes] = field(default_factory=dict)
     _settled: set[tuple[Did, bytes]] = field(default_factory=set)
     _sealed: dict[tuple[Did, bytes, int], bytes] = field(default_factory=dict)
+    _old: dict[Did, int] = field(default_factory=dict)
+
+    # --- stores that are not what they were ---------------------------------------------------------------------------
+
+    def store_lost(self, agent: "Agent") -> None:
+        """All an agent had is gone but its identity. What it held, and what it knew to have come, is not promised."""
+        for offer in self.offers.values():
+            offer.excused = offer.excused or agent.did in (offer.sender, offer.recipient)
+        for other in self.agents:
+            self.excused |= {(agent.did, other), (other, agent.did)}
+        self._verified -= {pair for pair in self._verified if pair[0] == agent.did}
+        self._settled -= {mark for mark in self._settled if mark[0] == agent.did}
+        self._old.pop(agent.did, None)
+
+    def rolled_back(self, agent: "Agent") -> None:
+        """An agent's store was replaced by a copy. One that has counted less than the registry knows is refused."""
+        self.store_lost(agent)
+        state, published = agent.disk.load(), published_epoch(agent.registry.metadata(agent.did))
+        if (state.epoch or state.signed_prekeys) and state.epoch < published:
+            self._old[agent.did] = published
+            return
+        # Too young a copy to be noticed at its start. Peers notice when a key has sealed another message before; what
+        # comes after that one may be read before it is encrypted anew.
+        self.tampered |= {pair for other in self.agents for pair in ((agent.did, other), (other, agent.did))}
+        for known in (self._made, self._opened, self._sealed):
+            for mark in [mark for mark in known if mark[0] == agent.did]:
+                del known[mark]  # type: ignore[attr-defined]
+
+    def opened(self, agent: "Agent") -> None:
+        """A store counted its start and goes on."""
+        if agent.did in self._old and not self.refusable:
+            raise Violation("old store", f"{agent.name} goes on with a copy of its store")
 
     # --- at every step -----------------------------------------------------------------------------------------------
 
@@ -106,7 +145,9 @@ class Ledger:
         for message, outgoing in changes.outbox.items():
             offer = self.offers[message]
             offer.accepted = True
-            if outgoing is None and offer.reported is None and not offer.said_delivered:
+            if outgoing is None and "receipts" not in core.features:
+                offer.unwatched = True
+            elif outgoing is None and offer.reported is None and not offer.said_delivered:
                 raise Violation("lost silently", f"{offer.payload} left the outbox and nobody was told")
         for incoming in changes.inbox.values():
             unread = incoming is not None and not incoming.handed_over and not incoming.encrypted
@@ -146,12 +187,13 @@ class Ledger:
         if event.state in _GIVEN_UP:
             offer.reported = event.state
             pair = offer.sender, offer.recipient
-            if event.state is DeliveryState.REFUSED and not self.refusable and pair not in self.tampered:
+            wanted = not self.refusable and pair not in self.tampered and pair not in self.unwanted
+            if event.state is DeliveryState.REFUSED and wanted:
                 raise Violation("refused", f"{offer.payload} was refused, which nobody wanted: {event.detail}")
         elif event.state is DeliveryState.DELIVERED:
             offer.said_delivered = True
             recipient = self.agents[offer.recipient]
-            if (agent.did, event.id) not in recipient.disk.load().seen:
+            if not offer.excused and (agent.did, event.id) not in recipient.disk.load().seen:
                 raise Violation("false receipt", f"{offer.payload} is called delivered and is not")
 
     def _settle(self, agent: "Agent", session: bytes) -> None:
@@ -180,8 +222,8 @@ class Ledger:
             assert isinstance(frame, Ack)
             offer = self.offers.get(frame.id)
             pair = (offer.sender, offer.recipient) if offer else None
-            lost = self.refusable or pair in self.tampered or pair in self.excused
-            if offer and frame.unread and not lost:
+            lost = self.refusable or pair in self.tampered or pair in self.excused or pair in self.unwanted
+            if offer and frame.unread and not lost and not offer.unwatched:
                 raise Violation("unreadable", f"{agent.name} cannot read {offer.payload}, though nothing was lost")
 
     def _bounds(self, agent: "Agent", core: ClientCore) -> None:
@@ -207,6 +249,12 @@ class Ledger:
         offer = self._by_payload.get(text)
         if offer is None or offer.sender != message.sender or offer.recipient != agent.did:
             raise Violation("forged", f"{agent.name} was handed {text!r}, which nobody sent")
+        pair = offer.sender, offer.recipient
+        if pair in self.unwanted and pair[::-1] not in self._count:
+            raise Violation("unwanted", f"{agent.name} was handed {text}, whose sender it does not want")
+        if offer.excused:
+            offer.handed += 1
+            return
         if offer.confirmed:
             raise Violation("handed over twice", f"{text} comes after it was confirmed")
         if offer.handed and not message.redelivered:
@@ -215,7 +263,6 @@ class Ledger:
         if message.redelivered:
             self.redelivered += 1
         if offer.handed == 1:
-            pair = offer.sender, offer.recipient
             if offer.number < self._last.get(pair, 0) and pair not in self.tampered:
                 raise Violation("order", f"{text} comes after message {self._last[pair]}")
             self._last[pair] = max(offer.number, self._last.get(pair, 0))
@@ -235,6 +282,8 @@ class Ledger:
             Violation: something is missing, or does not come to rest.
         """
         for offer in self.offers.values():
+            if offer.excused or offer.unwatched:
+                continue
             if offer.accepted and not offer.handed and offer.reported is None:
                 said = ", though it was called delivered" if offer.said_delivered else ""
                 raise Violation("lost", f"{offer.payload} was accepted and never arrived{said}")
@@ -252,10 +301,18 @@ class Ledger:
             if len(core.held):
                 raise Violation("rest", f"{agent.name} still holds unread messages")
         for sender, recipient in self._count:
+            both = {(sender, recipient), (recipient, sender)}
+            if both & self.unwanted:
+                continue  # they may have none
+            if any(self.agents[one].forgetful for one in (sender, recipient)):
+                continue  # it does not hear that its knock was lost
+            if relay.plain and both & (self.excused | self.tampered):
+                continue  # without receipts nobody hears that a session was lost
             ours = self.agents[sender].process.core.peer(recipient).sending()
             theirs = self.agents[recipient].process.core.peer(sender).sending()
             if ours is None or theirs is None or ours.session.id != theirs.session.id:
                 one, other = self.names[sender], self.names[recipient]
                 raise Violation("two sessions", f"{one} and {other} do not send on the same one")
-        if relay.process is not None and relay.process.core.kept[0]:
+        # What was refused is neither read nor called unread; it goes at the next connection, or with its time.
+        if relay.process is not None and relay.process.core.kept[0] and not self.unwanted:
             raise Violation("rest", f"the relay still keeps {relay.process.core.kept[0]} frames")

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from tests.simulation.bugs import BUGS
@@ -21,6 +21,7 @@ class Totals:
     messages: int = 0
     delivered: int = 0
     reported: int = 0
+    unpromised: int = 0
     redelivered: int = 0
     frames: int = 0
     virtual: float = 0.0
@@ -33,6 +34,7 @@ class Totals:
         self.messages += outcome.messages
         self.delivered += outcome.delivered
         self.reported += outcome.reported
+        self.unpromised += outcome.unpromised
         self.redelivered += outcome.redelivered
         self.frames += outcome.frames
         self.virtual += outcome.virtual
@@ -46,7 +48,8 @@ class Totals:
         return (
             f"{self.runs:,} runs, {self.virtual / 86_400:,.1f} days of virtual time, {self.frames:,} frames\n"
             f"{self.messages:,} messages accepted: {self.delivered:,} delivered, "
-            f"{self.reported:,} reported as given up, {self.redelivered:,} handed over again and marked so\n"
+            f"{self.reported:,} reported as given up, {self.unpromised:,} lost with a store or beyond a relay without "
+            f"receipts, {self.redelivered:,} handed over again and marked so\n"
             f"{self.faults.total():,} faults:\n{faults}\n"
             f"{len(self.failures)} violations{': ' if broken else ''}"
             + ", ".join(f"{count} x {rule}" for rule, count in broken.items())
@@ -65,7 +68,11 @@ def run_seeds(seeds: Sequence[int], bug: str | None = None, jobs: int = 1) -> It
 
 def run_seed(bug: str | None, seed: int) -> Outcome:
     """One seed, with a deliberate bug or without."""
-    return run(plan(seed, BUGS[bug].focus), BUGS[bug].parts) if bug else run(plan(seed))
+    if bug is None:
+        return run(plan(seed))
+    found = BUGS[bug]
+    planned = plan(seed, found.focus)
+    return run(replace(planned, second=found.second) if found.second else planned, found.parts)
 
 
 def explain(outcome: Outcome, parts: Parts, *, trace: bool) -> str:

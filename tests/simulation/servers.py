@@ -1,5 +1,6 @@
 """Relay and registry: the production cores on stores that survive them."""
 
+import re
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import replace
@@ -7,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import msgspec
 from mesh_registry import render
 from mesh_registry.core import Core, Endpoint, Policy
 from mesh_registry.core import Request as Asked
@@ -19,12 +21,14 @@ from mesh_relay.core import LOOPBACK, Close, Link, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.records import Work
 
+from meshlib.identity import Did
 from meshlib.wire.encoding import b64url
 from meshlib.wire.registry import Answer, Request
 from tests.simulation.network import Network, Process, Socket
 
 T = TypeVar("T")
 
+_FEATURES = re.compile(rb',"features":\[[^]]*]')
 RETENTION = 240.0
 """Seconds the relay keeps what nobody fetches: long against every fault but the longest absence."""
 COMMIT = 0.003
@@ -44,6 +48,7 @@ class RelayProcess(Process):
             self.net.instant(),
             ttl=RETENTION,
             durability="strict" if relay.strict else "relaxed",
+            allow_legacy=True,
         )
         self.sockets: dict[Link, Socket] = {}
         self._committing = False
@@ -56,10 +61,12 @@ class RelayProcess(Process):
         link = self.core.open(LOOPBACK, nonce, self.net.instant())
         socket.relay, socket.link = self, link
         self.sockets[link] = socket
-        return nonce
+        return "" if self.relay.plain else nonce
 
     def hear(self, socket: Socket, raw: bytes) -> None:
         """A frame has come."""
+        if self.relay.plain and b'"features":' in raw:
+            raw = _FEATURES.sub(b"", raw)
         self.core.receive(socket.link, raw, self.net.instant())
         self.point("relay received")
         self.core.heard(socket.link, 1, self.net.instant())
@@ -128,9 +135,13 @@ class RelayProcess(Process):
 class Relay:
     """The relay's machine: its disk, and the process that runs on it."""
 
-    def __init__(self, net: Network, *, strict: bool, core_type: type[RelayCore] = RelayCore) -> None:
+    def __init__(
+        self, net: Network, *, strict: bool, plain: bool = False, core_type: type[RelayCore] = RelayCore
+    ) -> None:
         self.net = net
         self.strict = strict
+        self.plain = plain
+        """Whether it knows no extensions: no challenge, no receipts, as upstream's."""
         self.core_type = core_type
         self.inbox = MemoryInbox()
         self.disk_full = 0
@@ -179,8 +190,13 @@ class Registry:
 
     def restart(self) -> None:
         """Start the core from what the store has."""
-        self.core = Core(Policy())
+        self.core = Core(Policy(allow_legacy=True))
         self.core.restore(_finish(self.accounts.used_proofs(self.net.instant().utc)))
+
+    def metadata(self, did: Did) -> dict[str, object]:
+        """What the registry would say of an agent."""
+        record = _finish(self.accounts.find(did))
+        return {} if record is None else dict(msgspec.json.decode(record.metadata))
 
     def stop(self, seconds: float) -> None:
         """Be away for a while."""

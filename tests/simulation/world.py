@@ -12,7 +12,7 @@ from mesh_relay.core import RelayCore
 
 from meshlib.client.core import ClientCore
 from meshlib.config import Limits
-from tests.simulation.agents import Agent, ClientProcess, Disk
+from tests.simulation.agents import Agent, ClientProcess, Disk, Kind
 from tests.simulation.faults import Happening, Plan, carry_out
 from tests.simulation.invariants import Ledger, Violation
 from tests.simulation.network import Network
@@ -42,6 +42,8 @@ class Outcome:
     messages: int = 0
     delivered: int = 0
     reported: int = 0
+    unpromised: int = 0
+    """Accepted, neither delivered nor reported: only ``relayed`` was said, or a store is gone that knew of them."""
     redelivered: int = 0
     frames: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -56,12 +58,21 @@ class World:
         self.plan = plan
         self.net = Network(str(plan.seed))
         self.ledger = Ledger(trace=trace)
-        self.relay = Relay(self.net, strict=plan.strict, core_type=parts.relay)
+        self.relay = Relay(self.net, strict=plan.strict, plain=plan.plain_relay, core_type=parts.relay)
         self.registry = Registry(self.net)
         limits = replace(Limits(), outbox=6, inbox=3) if plan.small else Limits()
         self.agents = [
             Agent(
-                name, self.net, self.relay, self.registry, self.ledger, parts.shell, parts.client, parts.disk(), limits
+                name,
+                self.net,
+                self.relay,
+                self.registry,
+                self.ledger,
+                parts.shell,
+                parts.client,
+                parts.disk(),
+                limits,
+                kind=Kind[plan.second] if name == "bob" else Kind.OURS,
             )
             for name in NAMES[: plan.agents]
         ]
@@ -95,6 +106,7 @@ class World:
             messages=sum(offer.accepted for offer in offers),
             delivered=sum(offer.handed > 0 for offer in offers),
             reported=sum(offer.reported is not None and not offer.handed for offer in offers),
+            unpromised=sum(offer.accepted and not offer.handed and offer.reported is None for offer in offers),
             redelivered=self.ledger.redelivered,
             frames=len(self.net.wire),
             faults=self.net.faults,

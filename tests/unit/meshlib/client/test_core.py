@@ -861,6 +861,26 @@ class TestConnection:
         mesh.settle()
         assert bob.payloads == ["precious"]
 
+    def test_without_receipts_an_unanswered_knock_goes_out_again_with_nothing_waiting(self, mesh):
+        """A cut connection took it, and the outbox let go of what followed. What follows now needs it all the same."""
+        alice, bob = mesh.agent("alice", extensions=True), mesh.agent("bob")
+
+        def taken_at_its_silence():
+            alice.core.tick(mesh.clock.advance(1.1))
+            alice.step()
+
+        taken_at_its_silence()
+        alice.send(bob, "relayed, and lost")
+        mesh.inboxes[bob.did].clear()
+        assert alice.core.outbox_size == 0
+        alice.core.closed(1006, "")
+        alice.connect()
+        taken_at_its_silence()
+        mesh.settle()
+        alice.send(bob, "readable")
+        mesh.settle()
+        assert bob.payloads == ["readable"]
+
     def test_only_what_was_written_counts_as_relayed(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob")
         alice.send(bob, "opens the session")

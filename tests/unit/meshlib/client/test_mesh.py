@@ -35,8 +35,8 @@ from meshlib import (
     Limits,
     MeshClient,
     NotConnected,
-    Prekeys,
     PeerVerified,
+    Prekeys,
     RelayRefused,
     SessionLost,
     StoreError,
@@ -238,9 +238,13 @@ async def test_a_store_in_use_stops_once_a_copy_of_it_has_been_opened(config, tm
             pass
         await bob.connect()
         await alice.send(bob.did, "moves keys")
-        with anyio.fail_after(PATIENCE), pytest.raises(StoreError, match="it is a copy or an old backup"):
+
+        async def listen():
             while True:
                 await bob.receive()
+
+        with anyio.fail_after(PATIENCE), pytest.raises(StoreError, match="it is a copy or an old backup"):
+            await listen()
 
 
 async def test_what_was_not_confirmed_comes_again(config, tmp_path):
