@@ -175,6 +175,8 @@ class ClientCore:
         self.inbox = Inbox(state.inbox, state.seen, limits.inbox, limits.seen)
         self._lane_of: Callable[[Did, object], int] = lambda sender, payload: 0
         self.held = HeldMessages(limits)
+        self.overtaking = HeldMessages(limits)
+        """Authentic messages before which others are missing."""
         self._spent = SpentOpenings(state.spent_ephemerals, limits)
         self._knock_rate = KnockRate(limits)
         self._asked: dict[tuple[Did, MessageId], _Asked] = {}
@@ -253,7 +255,8 @@ class ClientCore:
 
     def next_deadline(self) -> float:
         """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
-        deadlines = [self.held.next_deadline(), *self._retry_fetch.values(), *self._anew_at.values()]
+        deadlines = [self.held.next_deadline(), self.overtaking.next_deadline()]
+        deadlines += [*self._retry_fetch.values(), *self._anew_at.values()]
         deadlines.extend(asked.until for asked in self._asked.values())
         if self.link is not Link.DOWN:
             deadlines.append(self._next_heartbeat)
@@ -350,6 +353,7 @@ class ClientCore:
         self._writes.clear()
         self._relayed.clear()
         self._in_flight.clear()
+        self.overtaking.clear()  # the relay has kept them and offers them again, with what they overtook before them
         self._terminal = code in TERMINAL_CODES or (code == 1000 and "replaced" in reason)
         detail = TERMINAL_CODES.get(code, reason)
         if reason and reason != detail:
@@ -646,12 +650,10 @@ class ClientCore:
         if sender is None:
             self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id))
             return
-        if self._is_duplicate(sender, frame.id):
-            return
-        peer = self._revived(sender)
-        failure = self._open(peer, frame, now)
+        failure = self._read(sender, frame, now)
         if failure is None:
             return
+        peer = self.peer(sender)
         asked = self._is_asked(sender)
         known = bool(peer.strands or peer.candidates)
         if known and not asked:
@@ -666,9 +668,21 @@ class ClientCore:
         ):
             self._give_up(dropped)
 
-    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
+    def _read(self, sender: Did, frame: frames.Message, now: Instant, *, patient: bool = True) -> PeerError | None:
+        """Take a message, unless it was taken before. Returns why it cannot be read, if it is missed."""
+        duplicate = self._is_duplicate(sender, frame.id)
+        failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, patient=patient)
+        return None if duplicate else failure
+
+    def _open(
+        self, peer: Peer, frame: frames.Message, now: Instant, *, duplicate: bool, patient: bool
+    ) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
 
+        Args:
+            duplicate: it was taken before, in another encryption. What its session learns of the peer counts all the
+                same, and it is not missing there.
+            patient: let it wait if messages are missing before it.
         Returns:
             Why no session reads it, or ``None`` when one did or the message needs no further attention.
         """
@@ -678,6 +692,8 @@ class ClientCore:
             try:
                 advanced, plaintext = session.decrypt(header, frame.ciphertext, self._entropy)
             except Replayed as error:
+                if duplicate:
+                    return None
                 # Its number was used under another id: by a relay that relabels, or by a peer that was restored from a
                 # backup and does not know. Only in the second case does somebody hear that it was not read.
                 self._ack(frame.id, peer.did, unread=True)
@@ -687,6 +703,9 @@ class ClientCore:
                 if not isinstance(error, NotAuthentic) or type(failure) is NotAuthentic:
                     failure = error
                 continue
+            if patient and not duplicate and "receipts" in self.features and session.overtakes(header):
+                self._let_wait(frame, peer.did, now)
+                return None
             first_ever = not self._verified_any
             newly = not peer.verified
             settled = peer.heard(advanced, candidate, self.limits.sessions_per_peer)
@@ -703,12 +722,28 @@ class ClientCore:
                 # A peer that knocks has most likely lost the old session, and what waits for it there is unreadable.
                 # Where it has read some of it, because two knocks crossed, it knows the ids and drops the copies.
                 self._send_anew(peer.did, now)
-            self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
+            if not duplicate:
+                self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))
             self._pump(peer.did, now)
             return None
         return failure
+
+    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
+        """Keep a message for a moment before which others are missing.
+
+        A relay with receipts loses none and keeps their order. What is missing was encrypted anew, and that copy is
+        right behind: with it come newer copies of all that followed, and this one is not needed any more.
+        """
+        for dropped in self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True):
+            self._open_at_last(dropped, now)
+
+    def _open_at_last(self, held: Held, now: Instant) -> None:
+        """What is missing before a message does not come: take it without."""
+        failure = self._read(parse_did(held.frame.sender), held.frame, now, patient=False)
+        if failure is not None:
+            self._give_up(held, str(failure))
 
     def _take(self, incoming: Incoming) -> None:
         """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
@@ -773,7 +808,15 @@ class ClientCore:
     # --- knocks ------------------------------------------------------------------------------------------------------
 
     def _knock(self, frame: frames.Knock, now: Instant) -> None:
-        self._ack(frame.id, frame.sender)
+        if not self.profile.ask_before_accepting:
+            self._ack(frame.id, frame.sender)
+            self._look_at_knock(frame, now)
+            return
+        self._look_at_knock(frame, now)
+        if (_did_or_none(frame.sender), MessageId(frame.id)) not in self._asked:
+            self._ack(frame.id, frame.sender)  # else once it is answered: until then a restart asks anew
+
+    def _look_at_knock(self, frame: frames.Knock, now: Instant) -> None:
         sender = _did_or_none(frame.sender)
         if sender is None or sender == self.profile.did:
             self._events.append(FaultFound("knock", "a knock without a usable sender", None, frame.id))
@@ -893,7 +936,9 @@ class ClientCore:
     def _unasked(self, key: tuple[Did, MessageId], now: Instant, why: str) -> None:
         """Reject a knock that waits, and let go of the messages that nothing can explain any more."""
         sender = key[0]
-        self._write(self._reject_frame(self._asked.pop(key).knock, sender, now, why))
+        knock = self._asked.pop(key).knock
+        self._ack(knock.id, sender)
+        self._write(self._reject_frame(knock, sender, now, why))
         if self._is_asked(sender):
             return
         for held in self.held.release(sender):
@@ -911,6 +956,7 @@ class ClientCore:
             return
         if accept:
             del self._asked[sender, knock]
+            self._ack(knock, sender)
             self._accept_knock(asked, sender, now)
         else:
             self._unasked((sender, knock), now, frames.POLICY)
@@ -925,17 +971,16 @@ class ClientCore:
         self._write(self._accept_frame(MessageId(asked.knock.id), sender, now))
         if asked.opening is not None:
             for held in self.held.release(sender):
-                if not self._is_duplicate(sender, held.frame.id):
-                    failure = self._open(self._revived(sender), held.frame, now)
-                    if failure is None:
-                        continue
-                    if self._is_asked(sender):  # the other knock may explain it
-                        for dropped in self.held.hold(
-                            sender, held.frame, now.monotonic, connection=held.connection, considered=True
-                        ):
-                            self._give_up(dropped)
-                    else:
-                        self._give_up(held, str(failure))
+                failure = self._read(sender, held.frame, now)
+                if failure is None:
+                    continue
+                if self._is_asked(sender):  # the other knock may explain it
+                    for dropped in self.held.hold(
+                        sender, held.frame, now.monotonic, connection=held.connection, considered=True
+                    ):
+                        self._give_up(dropped)
+                else:
+                    self._give_up(held, str(failure))
 
     def _refuse_knock(
         self, frame: frames.Knock, sender: Did, detail: str, now: Instant, remedy: str | None = None
@@ -1009,6 +1054,9 @@ class ClientCore:
         return last is None or now.monotonic - last > BELIEVED_FOR
 
     def _expire_held(self, now: Instant) -> None:
+        for sender, waited in self.overtaking.expire(now.monotonic).items():
+            for held in (*waited, *self.overtaking.release(sender)):
+                self._open_at_last(held, now)
         for sender, expired in self.held.expire(now.monotonic).items():
             # Of a message that was read since in another encryption nothing is missing.
             lost = [held for held in expired if not self.inbox.has_seen(sender, MessageId(held.frame.id))]

@@ -1,4 +1,4 @@
-"""Messages that nothing can read yet: they overtook their knock, or their knock waits for the policy's answer.
+"""Messages that cannot be taken yet: they overtook their knock or one another, or a policy thinks about their knock.
 
 Owns the bounds. Whatever is dropped is handed back, so that its sender can be told.
 """
@@ -38,7 +38,15 @@ class HeldMessages:
         return sum(self._sizes.values())
 
     def hold(
-        self, sender: Did, frame: Message, now: float, *, connection: int, considered: bool, reported: bool = False
+        self,
+        sender: Did,
+        frame: Message,
+        now: float,
+        *,
+        connection: int,
+        considered: bool = False,
+        authentic: bool = False,
+        reported: bool = False,
     ) -> list[Held]:
         """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
 
@@ -46,8 +54,10 @@ class HeldMessages:
             now: monotonic seconds.
             connection: the number of the connection it came on.
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
+            authentic: the sender wrote it, and not just anybody in its name.
         """
-        size = self._limits.asked_frames_per_peer if considered else self._limits.held_frames_per_peer
+        trusted = considered or authentic
+        size = self._limits.asked_frames_per_peer if trusted else self._limits.held_frames_per_peer
         queue = self._of.setdefault(sender, deque())
         until = float("inf") if considered else now + self._limits.held_seconds
         queue.append(Held(frame, until, reported, connection))
@@ -58,6 +68,11 @@ class HeldMessages:
         while self.size > self._limits.held_bytes:
             dropped.append(self._oldest(max(self._sizes, key=self._sizes.__getitem__)))
         return dropped
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._of.clear()
+        self._sizes.clear()
 
     def release(self, sender: Did) -> list[Held]:
         """Take out what is held of a peer, in order."""

@@ -230,7 +230,8 @@ class Ledger:
         limits = core.limits
         if (
             core.outbox_size > limits.outbox
-            or len(core.held) > limits.held_peers * limits.held_frames_per_peer
+            or len(core.held) > limits.held_peers * limits.asked_frames_per_peer
+            or len(core.overtaking) > limits.held_peers * limits.asked_frames_per_peer
             or len(core.keyring.one_time) > core.keyring.policy.held
             or core.inbox.remembered > limits.seen
         ):
@@ -298,7 +299,7 @@ class Ledger:
                     for one in core.outbox.of(did)
                 ]
                 raise Violation("rest", f"{agent.name} still has {', '.join(waiting)} in its outbox")
-            if len(core.held):
+            if len(core.held) or len(core.overtaking):
                 raise Violation("rest", f"{agent.name} still holds unread messages")
         for sender, recipient in self._count:
             both = {(sender, recipient), (recipient, sender)}
