@@ -11,7 +11,7 @@ Owns the order of steps. Leaves sessions to :mod:`meshlib.client.peers`, what wa
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -51,6 +51,7 @@ from meshlib.errors import (
     NotAuthentic,
     PeerError,
     Replayed,
+    TooManySkipped,
     UnknownPrekey,
 )
 from meshlib.identity import (
@@ -672,6 +673,9 @@ class ClientCore:
         """Take a message, unless it was taken before. Returns why it cannot be read, if it is missed."""
         duplicate = self._is_duplicate(sender, frame.id)
         failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, patient=patient)
+        if isinstance(failure, TooManySkipped) and (waiting := self.overtaking.release(sender)):
+            self._read_at_last(waiting, now)  # so many wait that a session could not skip what is missing any more
+            return self._read(sender, frame, now, patient=patient)
         return None if duplicate else failure
 
     def _open(
@@ -736,14 +740,15 @@ class ClientCore:
         A relay with receipts loses none and keeps their order. What is missing was encrypted anew, and that copy is
         right behind: with it come newer copies of all that followed, and this one is not needed any more.
         """
-        for dropped in self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True):
-            self._open_at_last(dropped, now)
+        dropped = self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
+        self._read_at_last(dropped, now)
 
-    def _open_at_last(self, held: Held, now: Instant) -> None:
-        """What is missing before a message does not come: take it without."""
-        failure = self._read(parse_did(held.frame.sender), held.frame, now, patient=False)
-        if failure is not None:
-            self._give_up(held, str(failure))
+    def _read_at_last(self, waiting: Iterable[Held], now: Instant) -> None:
+        """What is missing before these messages does not come: take them without."""
+        for held in waiting:
+            failure = self._read(parse_did(held.frame.sender), held.frame, now, patient=False)
+            if failure is not None:
+                self._give_up(held, str(failure))
 
     def _take(self, incoming: Incoming) -> None:
         """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
@@ -1055,8 +1060,7 @@ class ClientCore:
 
     def _expire_held(self, now: Instant) -> None:
         for sender, waited in self.overtaking.expire(now.monotonic).items():
-            for held in (*waited, *self.overtaking.release(sender)):
-                self._open_at_last(held, now)
+            self._read_at_last((*waited, *self.overtaking.release(sender)), now)
         for sender, expired in self.held.expire(now.monotonic).items():
             # Of a message that was read since in another encryption nothing is missing.
             lost = [held for held in expired if not self.inbox.has_seen(sender, MessageId(held.frame.id))]

@@ -26,7 +26,7 @@ from meshlib.identity import Did, Identity
 from meshlib.store.protocol import SavedState
 from meshlib.testing import MemoryMesh, SeededEntropy
 from meshlib.wire import frames
-from meshlib.wire.codec import decode, encode
+from meshlib.wire.codec import decode, encode, encode_payload
 from meshlib.wire.encoding import MessageId, b64, parse_message_id
 
 
@@ -328,6 +328,25 @@ class TestKnocks:
         bob.core.answer_knock(*question, accept=True, now=mesh.clock.now)
         bob.step()
         assert bob.payloads == list(range(20))
+
+    @pytest.mark.parametrize("accept", [True, False])
+    def test_a_knock_is_acknowledged_once_the_policy_has_answered(self, mesh, accept):
+        """Until then a process that dies has it offered again, and asks again."""
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        alice.send(bob, "let me in")
+        mesh.settle()
+        ((sender, knock),) = bob.core.open_questions()
+        assert (bob.did, knock) not in mesh.acked
+        bob.core.answer_knock(sender, knock, accept=accept, now=mesh.clock.now)
+        bob.step()
+        assert (bob.did, knock) in mesh.acked
+
+    def test_a_knock_no_policy_is_asked_about_is_acknowledged_at_once(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        alice.send(bob, "let me in")
+        knock = dataclass_replace(decode(mesh.inboxes[bob.did][0]), establishment=None, sender="did:mesh:nobody")
+        bob.receive(encode(dataclass_replace(knock, sender=bob.did)))
+        assert (bob.did, knock.id) in mesh.acked
 
     def test_a_silent_policy_counts_as_no(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True, extensions=True)
@@ -713,6 +732,115 @@ class TestHealing:
         bob.step()
         assert (bob.did, message) not in mesh.unread
         assert bob.told(SessionLost) == []
+
+
+class TestOrder:
+    """Messages encrypted anew, whose older copies are still on their way."""
+
+    @pytest.fixture
+    def mesh(self):
+        return MemoryMesh(receipts=True)
+
+    @pytest.fixture
+    def pair(self, mesh):
+        alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
+        alice.send(bob, "hello")
+        mesh.settle()
+        return alice, bob
+
+    def replaced(self, mesh, alice, bob, first, *others):
+        """Frames of ``others`` as they were written first, then all of them as they were encrypted anew."""
+        for payload in (first, *others):
+            alice.send(bob, payload)
+        older = list(mesh.inboxes[bob.did])[1:]
+        mesh.inboxes[bob.did].clear()
+        alice.core.close_session(bob.did)
+        alice.send(bob, "afterwards")
+        newer = list(mesh.inboxes[bob.did])
+        mesh.inboxes[bob.did].clear()
+        return older, newer
+
+    def test_an_older_copy_does_not_overtake_what_was_encrypted_anew(self, mesh, pair):
+        alice, bob = pair
+        older, newer = self.replaced(mesh, alice, bob, "one", "two", "three")
+        for raw in (*older, *newer):
+            bob.receive(raw)
+        assert bob.payloads == ["hello", "one", "two", "three", "afterwards"]
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert bob.payloads == ["hello", "one", "two", "three", "afterwards"]
+        assert mesh.unread == []
+
+    def test_what_is_missing_is_not_waited_for_long(self, mesh, pair):
+        alice, bob = pair
+        older, _ = self.replaced(mesh, alice, bob, "one", "two", "three")
+        for raw in older:
+            bob.receive(raw)
+        assert bob.payloads == ["hello"]
+        mesh.clock.advance(3.1)
+        assert bob.core.next_deadline() <= mesh.clock.now.monotonic
+        bob.core.tick(mesh.clock.now)
+        bob.step()
+        assert bob.payloads == ["hello", "two", "three"]
+
+    def test_more_than_a_session_could_skip_are_not_let_wait(self, mesh, pair):
+        alice, bob = pair
+        texts = [str(number) for number in range(300)]
+        older, _ = self.replaced(mesh, alice, bob, "missing", *texts)
+        for raw in older:
+            bob.receive(raw)
+        assert mesh.unread == []
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert bob.payloads == ["hello", *texts]
+
+    def test_a_cut_connection_brings_again_what_waited(self, mesh, pair):
+        alice, bob = pair
+        older, newer = self.replaced(mesh, alice, bob, "one", "two")
+        for raw in older:
+            bob.receive(raw)
+        bob.core.closed(1006, "")
+        bob.connect()
+        for raw in (*older, *newer):
+            bob.receive(raw)
+        assert bob.payloads == ["hello", "one", "two", "afterwards"]
+
+    def test_a_relay_without_receipts_may_reorder(self):
+        mesh = MemoryMesh()
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, "hello")
+        mesh.settle()
+        alice.send(bob, "slow")
+        alice.send(bob, "quick")
+        mesh.inboxes[bob.did].rotate(1)
+        mesh.settle()
+        assert bob.payloads == ["hello", "quick", "slow"]
+
+    def test_what_was_dropped_as_a_copy_is_not_missing(self, mesh, pair):
+        """Encrypted anew on a session of the recipient's, it was read there before the other encryption came."""
+        alice, bob = pair
+        alice.core.close_session(bob.did)
+        bob.core.close_session(alice.did)
+        alice.send(bob, "first")
+        knock, first = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        sessions = alice.core.peer(bob.did)
+        bob.send(alice, "crosses")
+        mesh.settle()
+        assert bob.payloads == ["hello", "first"]
+        bob.receive(knock)
+        bob.receive(first)
+        assert sessions.sending() is not None
+        second = self.on(sessions.sending().session, alice, bob, "second")
+        bob.receive(second)
+        assert bob.payloads == ["hello", "first", "second"]
+        assert len(bob.core.overtaking) == 0
+
+    def on(self, session, sender, recipient, payload):
+        """A frame that the sender writes on a session of an earlier day."""
+        _, header, ciphertext = session.encrypt(encode_payload(payload), SeededEntropy("on"))
+        header = frames.MessageHeader(header.dh, header.pn, header.n)
+        return encode(frames.Message(sender.did, recipient.did, MessageId(payload), "now", header, ciphertext))
 
 
 class TestHandOver:
