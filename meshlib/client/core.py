@@ -669,24 +669,32 @@ class ClientCore:
         ):
             self._give_up(dropped)
 
-    def _read(self, sender: Did, frame: frames.Message, now: Instant, *, patient: bool = True) -> PeerError | None:
+    def _read(self, sender: Did, frame: frames.Message, now: Instant) -> PeerError | None:
         """Take a message, unless it was taken before. Returns why it cannot be read, if it is missed."""
         duplicate = self._is_duplicate(sender, frame.id)
-        failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, patient=patient)
-        if isinstance(failure, TooManySkipped) and (waiting := self.overtaking.release(sender)):
-            self._read_at_last(waiting, now)  # so many wait that a session could not skip what is missing any more
-            return self._read(sender, frame, now, patient=patient)
+        others_wait = self.overtaking.waits(sender)
+        must_wait: MustWait = _never
+        if not duplicate and "receipts" in self.features:
+            must_wait = _in_line if others_wait else Session.overtakes
+        failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, must_wait=must_wait)
+        if isinstance(failure, Overtaking):
+            self._let_wait(frame, sender, now)
+            return None
+        if isinstance(failure, TooManySkipped) and others_wait:
+            # So many wait that the session could not skip what is missing any more.
+            self._read_at_last(self.overtaking.release(sender), now)
+            return self._read(sender, frame, now)
         return None if duplicate else failure
 
     def _open(
-        self, peer: Peer, frame: frames.Message, now: Instant, *, duplicate: bool, patient: bool
+        self, peer: Peer, frame: frames.Message, now: Instant, *, duplicate: bool, must_wait: "MustWait"
     ) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
 
         Args:
             duplicate: it was taken before, in another encryption. What its session learns of the peer counts all the
                 same, and it is not missing there.
-            patient: let it wait if messages are missing before it.
+            must_wait: whether the message, if it is authentic on this session, cannot be taken yet.
         Returns:
             Why no session reads it, or ``None`` when one did or the message needs no further attention.
         """
@@ -707,9 +715,8 @@ class ClientCore:
                 if not isinstance(error, NotAuthentic) or type(failure) is NotAuthentic:
                     failure = error
                 continue
-            if patient and not duplicate and "receipts" in self.features and session.overtakes(header):
-                self._let_wait(frame, peer.did, now)
-                return None
+            if must_wait(session, header):
+                return Overtaking("messages are missing before this one")
             first_ever = not self._verified_any
             newly = not peer.verified
             settled = peer.heard(advanced, candidate, self.limits.sessions_per_peer)
@@ -734,20 +741,33 @@ class ClientCore:
             return None
         return failure
 
-    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
-        """Keep a message for a moment before which others are missing.
+    # A relay with receipts loses nothing and keeps the order. If a message is missing, it was encrypted anew, and what
+    # the sender wrote after it as well: all of it is right behind, while older copies of the later ones are still
+    # readable. So these wait, and all that comes meanwhile lines up behind them; each newer copy takes the place of the
+    # older one. A sender that encrypts nothing anew has lost a message: after a moment the others are taken without it.
 
-        A relay with receipts loses none and keeps their order. What is missing was encrypted anew, and that copy is
-        right behind: with it come newer copies of all that followed, and this one is not needed any more.
-        """
+    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
+        self.overtaking.withdraw(sender, frame.id)
         dropped = self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
         self._read_at_last(dropped, now)
+        while not self.inbox.full and (held := self.overtaking.first(sender)) is not None:
+            failure = self._open(self._revived(sender), held.frame, now, duplicate=False, must_wait=Session.overtakes)
+            if isinstance(failure, Overtaking):
+                return
+            self.overtaking.withdraw(sender, held.frame.id)
+            if failure is not None:
+                self._give_up(held, str(failure))
 
     def _read_at_last(self, waiting: Iterable[Held], now: Instant) -> None:
         """What is missing before these messages does not come: take them without."""
         for held in waiting:
-            failure = self._read(parse_did(held.frame.sender), held.frame, now, patient=False)
-            if failure is not None:
+            if self.inbox.full:
+                self.overflowed = True  # the relay offers the rest again on the next connection
+                return
+            sender = parse_did(held.frame.sender)
+            duplicate = self._is_duplicate(sender, held.frame.id)
+            failure = self._open(self._revived(sender), held.frame, now, duplicate=duplicate, must_wait=_never)
+            if failure is not None and not duplicate:
                 self._give_up(held, str(failure))
 
     def _take(self, incoming: Incoming) -> None:
@@ -1247,6 +1267,22 @@ class ClientCore:
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None
+
+
+MustWait = Callable[[Session, Header], bool]
+"""Whether a message that authenticated on a session cannot be taken yet."""
+
+
+def _never(session: Session, header: Header) -> bool:
+    return False
+
+
+def _in_line(session: Session, header: Header) -> bool:
+    return True
+
+
+class Overtaking(PeerError):
+    """A message came before others that its sender wrote earlier."""
 
 
 class NotForThisPeer(NotAuthentic):

@@ -69,6 +69,24 @@ class HeldMessages:
             dropped.append(self._oldest(max(self._sizes, key=self._sizes.__getitem__)))
         return dropped
 
+    def waits(self, sender: Did) -> bool:
+        """Whether anything is held of a peer."""
+        return sender in self._of
+
+    def first(self, sender: Did) -> Held | None:
+        """What is held longest of a peer."""
+        return self._of[sender][0] if sender in self._of else None
+
+    def withdraw(self, sender: Did, message: str) -> None:
+        """Let go of a message, if it is held."""
+        for held in self._of.get(sender, ()):
+            if held.frame.id == message:
+                self._of[sender].remove(held)
+                self._sizes[sender] -= len(held.frame.ciphertext)
+                if not self._of[sender]:
+                    del self._of[sender], self._sizes[sender]
+                return
+
     def clear(self) -> None:
         """Let go of everything."""
         self._of.clear()
