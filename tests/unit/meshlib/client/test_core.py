@@ -794,6 +794,36 @@ class TestOrder:
         bob.step()
         assert bob.payloads == ["hello", *texts]
 
+    def test_what_comes_on_another_session_meanwhile_lines_up(self, mesh, pair):
+        """A peer that has lost a message encrypts nothing anew, and may go on elsewhere."""
+        alice, bob = pair
+        lost = alice.send(bob, "lost")
+        mesh.inboxes[bob.did].clear()
+        alice.core.outbox.drop(MessageId(lost))
+        two = alice.send(bob, "two")
+        mesh.settle()
+        alice.core.outbox.drop(MessageId(two))
+        alice.core.close_session(bob.did)
+        alice.send(bob, "three")
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert bob.payloads == ["hello", "two", "three"]
+
+    def test_what_waited_does_not_overfill_the_inbox(self, mesh):
+        alice = mesh.agent("alice", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=2))
+        alice.send(bob, "hello")
+        mesh.settle()
+        older, _ = self.replaced(mesh, alice, bob, "missing", "one", "two", "three")
+        for raw in older:
+            bob.receive(raw)
+        bob.core.tick(mesh.clock.advance(3.1))
+        bob.step()
+        assert bob.payloads == ["hello", "one"]
+        assert bob.core.overflowed  # the relay offers the others on the next connection
+
     def test_a_cut_connection_brings_again_what_waited(self, mesh, pair):
         alice, bob = pair
         older, newer = self.replaced(mesh, alice, bob, "one", "two")
