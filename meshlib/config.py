@@ -85,8 +85,10 @@ class Limits:
     """Peers whose messages may overtake their knock at the same time, as in the SDK."""
     held_seconds: float = 3.0
     """How long a message waits for its knock, as in the SDK."""
+    missing_seconds: float = 1.0
+    """How long a message waits for earlier ones that are missing: they are right behind it, or they do not come."""
     asked_frames_per_peer: int = 256
-    """Messages that wait for the answer of a knock policy which takes its time."""
+    """Messages that wait for the answer of a knock policy which takes its time, or for earlier ones."""
     held_bytes: int = 8 * 1024 * 1024
     """Ciphertext held over all peers; who holds most makes room. Without it 100 peers could leave 25 GiB."""
     questions_per_peer: int = 2

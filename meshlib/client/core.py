@@ -1179,7 +1179,7 @@ class ClientCore:
         Raises:
             StoreError: further than the store has, see :func:`~meshlib.client.epochs.next_epoch`.
         """
-        self.epoch = self._changes.epoch = next_epoch(self.epoch, published)
+        self.epoch = self._changes.epoch = next_epoch(self.epoch, published, fresh=not self.has_history)
         return self.epoch
 
     # --- prekeys -----------------------------------------------------------------------------------------------------

@@ -21,12 +21,16 @@ def published_epoch(metadata: Mapping[str, object]) -> int:
     return int(published) if isinstance(published, str) and published.isdecimal() and published.isascii() else 0
 
 
-def next_epoch(counted: int, published: int) -> int:
+def next_epoch(counted: int, published: int, *, fresh: bool = False) -> int:
     """What a store that has counted to ``counted`` counts next.
 
+    Args:
+        fresh: the store is empty. It goes on where the one before it stopped, whose copies stay refused.
     Raises:
         StoreError: the registry knows more than the store, so another copy of it has been used since.
     """
+    if fresh:
+        return published + 1
     if published > counted:
         raise StoreError(
             f"this store has counted to {counted}, but the registry to {published}: it is a copy or an old backup, and "

@@ -56,11 +56,11 @@ class HeldMessages:
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
             authentic: the sender wrote it, and not just anybody in its name.
         """
-        trusted = considered or authentic
-        size = self._limits.asked_frames_per_peer if trusted else self._limits.held_frames_per_peer
+        limits = self._limits
+        size = limits.asked_frames_per_peer if considered or authentic else limits.held_frames_per_peer
+        until = now + (limits.missing_seconds if authentic else limits.held_seconds)
         queue = self._of.setdefault(sender, deque())
-        until = float("inf") if considered else now + self._limits.held_seconds
-        queue.append(Held(frame, until, reported, connection))
+        queue.append(Held(frame, float("inf") if considered else until, reported, connection))
         self._sizes[sender] = self._sizes.get(sender, 0) + len(frame.ciphertext)
         dropped = [self._oldest(sender) for _ in range(len(queue) - size)]
         while len(self._of) > self._limits.held_peers:

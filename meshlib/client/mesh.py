@@ -857,9 +857,8 @@ class MeshClient:
         if not self._store.durable:
             return
         published = 0
-        if core.has_history:
-            with suppress(AgentNotFound):
-                published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
+        with suppress(AgentNotFound):
+            published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
         metadata[EPOCH_KEY] = str(core.count_epoch(published))
         await self._step()
 

@@ -409,10 +409,8 @@ class ClientProcess(Process):
 
         if self._epoch is not None or self.agent.forgetful or self.agent.kind is Kind.LEGACY:
             self._announce()
-        elif self.core.has_history:
-            self._call(lambda _: wire.get_agent(self.agent.did), known, failed)
         else:
-            self._count_start(0)
+            self._call(lambda _: wire.get_agent(self.agent.did), known, failed)
 
     def _count_start(self, published: int) -> None:
         try:

@@ -141,6 +141,12 @@ class _OpensOldStores(ClientCore):
         return super().count_epoch(min(published, self.epoch))
 
 
+class _WaitsForNothing(ClientCore):
+    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
+        self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
+        self._read_at_last(self.overtaking.release(sender), now)
+
+
 class _LetsEverybodyIn(ClientCore):
     def answer_knock(self, sender: Did, knock: MessageId, *, accept: bool, now: Instant) -> None:
         super().answer_knock(sender, knock, accept=True, now=now)
@@ -278,8 +284,8 @@ BUGS: dict[str, Bug] = {
         "a complaint about an older copy removes the newer one",
         Parts(relay=_TakesEveryComplaintForTheNewest),
         "order",
-        2000,
-        ("sessions lost", "cut"),
+        80,
+        ("sessions lost", "kill relay"),
     ),
     "old store": Bug(
         "a store that has counted less than the registry knows is opened",

@@ -26,6 +26,10 @@ def test_a_store_that_others_have_seen_further_is_refused():
         next_epoch(4, 5)
 
 
+def test_an_empty_store_goes_on_where_the_lost_one_stopped():
+    assert next_epoch(0, 5, fresh=True) == 6
+
+
 def test_a_count_is_saved_before_it_is_published():
     alice = MemoryMesh().agent("alice")
     assert alice.core.count_epoch(0) == 1
