@@ -5,6 +5,7 @@ is found, ``rule`` which promise it is caught breaking.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mesh_relay.core import Link, RelayCore
 
@@ -72,8 +73,8 @@ class _SpendsTheKeyAtTheKnock(ClientCore):
 
 
 class _EndsTheSessionOnGarbage(ClientCore):
-    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
-        failure = super()._open(peer, frame, now)
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant, **more: Any) -> PeerError | None:
+        failure = super()._open(peer, frame, now, **more)
         known = self.peer(peer.did)
         if failure is not None and known.strands:
             self._keep_peer(replace(known, strands=known.strands[1:]))
@@ -81,8 +82,8 @@ class _EndsTheSessionOnGarbage(ClientCore):
 
 
 class _MutatesBeforeVerifying(ClientCore):
-    def _open(self, peer: Peer, frame: frames.Message, now: Instant) -> PeerError | None:
-        failure = super()._open(peer, frame, now)
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant, **more: Any) -> PeerError | None:
+        failure = super()._open(peer, frame, now, **more)
         known = self.peer(peer.did)
         if failure is not None and known.strands:
             strand = known.strands[0]
@@ -284,7 +285,14 @@ BUGS: dict[str, Bug] = {
         "a complaint about an older copy removes the newer one",
         Parts(relay=_TakesEveryComplaintForTheNewest),
         "order",
-        80,
+        30,
+        ("sessions lost", "delayed"),
+    ),
+    "waits for nothing": Bug(
+        "a message is taken at once although earlier ones are missing",
+        Parts(client=_WaitsForNothing),
+        "order",
+        60,
         ("sessions lost", "kill relay"),
     ),
     "old store": Bug(

@@ -695,6 +695,25 @@ class TestHealing:
         assert bob.payloads[-1] == "waits"
         assert bob.payloads.count("waits") == 1
 
+    @pytest.mark.parametrize("answer", ["accept", "reject"])
+    def test_an_answer_to_a_knock_that_was_given_up_changes_nothing(self, mesh, answer):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        mesh.hold_back(bob)
+        message = alice.send(bob, "hello")
+        knock = alice.core.peer(bob.did).knock_id
+        alice.receive(encode(frames.Receipt(message, frames.ReceiptState.UNREAD)))
+        assert alice.core.peer(bob.did).entry is Entry.FETCHING
+        if answer == "accept":
+            late = frames.KnockAccept(bob.did, alice.did, MessageId("late"), knock, "now")
+        else:
+            late = frames.KnockReject(bob.did, alice.did, MessageId("late"), knock, "policy_denied", "now")
+        alice.receive(encode(late))
+        assert alice.core.peer(bob.did).entry is Entry.FETCHING
+        assert alice.core.outbox_size == 1
+        mesh.let_go(bob)
+        self.pass_time(mesh, 5)
+        assert bob.payloads == ["hello"]
+
     def test_held_messages_that_are_given_up_are_said_to_be_unread(self, mesh):
         alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
         alice.send(bob, "hello")
@@ -793,6 +812,15 @@ class TestOrder:
         bob.core.tick(mesh.clock.advance(3.1))
         bob.step()
         assert bob.payloads == ["hello", *texts]
+
+    def test_what_was_not_confirmed_goes_before_what_follows_a_closed_session(self, mesh, pair):
+        alice, bob = pair
+        alice.send(bob, "under way")
+        mesh.inboxes[bob.did].clear()
+        alice.core.close_session(bob.did)
+        alice.send(bob, "on the new session")
+        mesh.settle()
+        assert bob.payloads == ["hello", "under way", "on the new session"]
 
     def test_what_comes_on_another_session_meanwhile_lines_up(self, mesh, pair):
         """A peer that has lost a message encrypts nothing anew, and may go on elsewhere."""
@@ -897,6 +925,23 @@ class TestHandOver:
         assert [one.redelivered for one in bob.received] == [False]
         restarted = mesh.restart(bob)
         assert [(one.payload, one.redelivered) for one in restarted.received] == [("again", True)]
+
+    def test_once_one_is_passed_over_so_is_what_follows_on_the_connection(self, mesh):
+        """There is room again; but what was passed over comes first, on the next connection."""
+        mesh = MemoryMesh(receipts=True)
+        alice = mesh.agent("alice", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=1))
+        first = alice.send(bob, "first")
+        alice.send(bob, "passed over")
+        mesh.settle()
+        assert bob.core.confirm(alice.did, MessageId(first))
+        alice.send(bob, "follows")
+        mesh.settle()
+        assert bob.payloads == ["first"]
+        bob.core.closed(1006, "")
+        bob.connect()
+        mesh.settle()
+        assert bob.payloads == ["first", "passed over"]
 
     def test_a_full_inbox_stops_the_reading(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(inbox=2))
@@ -1018,6 +1063,18 @@ class TestConnection:
         assert list(mesh.inboxes[bob.did]) == [*first, *first]
         mesh.settle()
         assert bob.payloads == ["precious"]
+
+    def test_what_comes_before_the_relay_is_content_switches_no_receipts_off(self, mesh):
+        alice, bob = mesh.agent("alice", extensions=True, connect=False), mesh.agent("bob")
+        core = alice.core
+        core.opened(mesh.clock.now, "bm9uY2U")
+        bob.send(alice, "comes early")
+        mesh.settle()
+        assert core.link is Link.PROVING
+        core.receive(encode(frames.Connected(("receipts",))), mesh.clock.now)
+        assert core.features == {"receipts"}
+        alice.send(bob, "kept until delivered")
+        assert core.outbox_size == 1
 
     def test_without_receipts_an_unanswered_knock_goes_out_again_with_nothing_waiting(self, mesh):
         """A cut connection took it, and the outbox let go of what followed. What follows now needs it all the same."""
