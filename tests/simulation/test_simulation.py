@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from tests.simulation.faults import KINDS, plan
+from tests.simulation.agents import Kind
+from tests.simulation.faults import KINDS, Happening, Plan, plan
 from tests.simulation.runs import Totals, explain, run_seeds
-from tests.simulation.world import Parts, run
+from tests.simulation.world import Parts, World, run
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "500"))
 
@@ -27,6 +28,40 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert (one.frames, one.faults, one.messages) == (other.frames, other.faults, other.messages)
 
 
-def test_every_kind_of_fault_happens() -> None:
-    planned = {happening.kind for seed in range(200) for happening in plan(seed).happenings}
-    assert planned == set(KINDS)
+def test_every_kind_of_fault_happens_and_every_kind_of_agent_takes_part() -> None:
+    plans = [plan(seed) for seed in range(200)]
+    assert {happening.kind for planned in plans for happening in planned.happenings} == set(KINDS)
+    assert {planned.second for planned in plans} == set(Kind.__members__)
+    assert {planned.plain_relay for planned in plans} == {True, False}
+
+
+HOUR = 3_600.0
+TALK = tuple(Happening(float(at), "burst", at // 600 % 2, 1 - at // 600 % 2, at) for at in range(10, int(HOUR), 600))
+
+
+@pytest.mark.parametrize("gone", [("relay",), ("registry",), ("relay", "registry")])
+def test_servers_that_are_away_for_an_hour_cost_nothing_but_time(gone: tuple[str, ...]) -> None:
+    world = World(Plan(1, 2, HOUR + 100.0, TALK))
+
+    def leave() -> None:
+        if "relay" in gone:
+            world.relay.down_for = HOUR
+            assert world.relay.process is not None
+            world.relay.process.die()
+        if "registry" in gone:
+            world.registry.stop(HOUR)
+
+    world.net.after(8.0, None, leave)
+    outcome = world.run()
+    assert outcome.violation is None
+    assert outcome.delivered == outcome.messages > 20
+
+
+@pytest.mark.parametrize("skews", [(3_500.0, 0.0), (-3_500.0, 0.0), (3_500.0, -3_500.0)])
+def test_clocks_an_hour_off_cost_nothing(skews: tuple[float, float]) -> None:
+    world = World(Plan(1, 2, 60.0, tuple(happening._replace(at=happening.at / 60) for happening in TALK)))
+    for agent, skew in zip(world.agents, skews, strict=True):
+        agent.skew = skew
+    outcome = world.run()
+    assert outcome.violation is None
+    assert outcome.delivered == outcome.messages > 20
