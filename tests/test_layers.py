@@ -115,7 +115,7 @@ TABLE = {
             *DAEMON_VALUES,
             *DAEMON_SHELLS,
         ),
-        ("anyio", "httpx"),
+        ("anyio", "httpx", "msgspec"),
     ),
     "responder cores": Row(
         RESPONDER_CORES,

@@ -9,6 +9,7 @@ from meshlib.errors import (
     QueueFull,
     ServiceError,
     StoreError,
+    TaskUnfinished,
     UsageError,
 )
 
@@ -26,7 +27,7 @@ class Exit(IntEnum):
     STORE = 4
     """The store cannot be used: in use by another process, not readable, wrong passphrase."""
     TIMEOUT = 5
-    """``--timeout`` passed. What was sent stays in the outbox."""
+    """``--timeout`` passed. A message stays in the outbox; a task was called off."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     """Whoever read our output has gone."""
@@ -54,5 +55,7 @@ def exit_for(error: MeshError) -> Exit:
             return Exit.USAGE
         case ServiceError() | PeerError():
             return Exit.REFUSED
+        case TaskUnfinished():
+            return Exit.TIMEOUT
         case _:
             return Exit.FAILED

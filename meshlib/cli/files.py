@@ -8,10 +8,10 @@ from pathlib import Path
 
 import anyio
 
+from meshlib.cli.connect import open_mesh
 from meshlib.cli.exits import Exit
 from meshlib.cli.options import settings_from
 from meshlib.cli.output import Console, Style, visible
-from meshlib.client.mesh import MeshClient
 from meshlib.client.verbs import AnyFileReceipt, Mesh
 from meshlib.errors import MalformedFrame
 from meshlib.files.receipts import TransferState
@@ -28,8 +28,8 @@ def send_file(arguments: Namespace, environment: Mapping[str, str], console: Con
     settings = settings_from(arguments, environment)
 
     async def main() -> int:
-        async with MeshClient(settings.client()) as client:
-            return await deliver(client, arguments, console)
+        async with open_mesh(settings) as mesh:
+            return await deliver(mesh, arguments, console)
 
     return anyio.run(main)
 

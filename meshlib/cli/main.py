@@ -186,9 +186,23 @@ def parser() -> _Parser:
     )
     respond.add_argument("--reasoning-log", metavar="FILE", help="keep there what models thought; it never travels")
 
+    ask = add("ask", "have an agent do something, and print its answer", "ask:ask")
+    ask.intermixed = True
+    ask.add_argument("peer", help="display name or DID")
+    ask.add_argument("text", nargs="?", help="what is wanted; - or nothing reads standard input")
+    ask.add_argument("--also", action="append", metavar="PEER", help="ask this one, too; may be repeated")
+    ask.add_argument("--timeout", type=_seconds, default=1500.0, metavar="S", help="seconds to wait (default: 1500)")
+
     discover = add("discover", "find agents by capability or name", "messages:discover")
     discover.add_argument("capability")
     discover.add_argument("--limit", type=_count, default=50, metavar="N", help="(default: %(default)s)")
+
+    daemon = add("daemon", "own the identity, for every process of this user", "daemon:daemon")
+    daemon.add_argument(
+        "--incoming", metavar="FOLDER", help=f"take files of peers, into this folder [{VARIABLES['incoming'][0]}]"
+    )
+    daemon.add_argument("--only", action="append", metavar="DID", help="let nobody else knock; may be repeated")
+    daemon.add_argument("--stop", action="store_true", help="end the daemon that runs")
 
     add("status", "show registry, relay, identity and store at a glance", "status:status")
     doctor = add("doctor", "check the way to registry and relay step by step", "doctor:doctor")

@@ -5,19 +5,24 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 
+from meshlib.cli.connect import features_of, open_mesh
 from meshlib.cli.exits import Exit
 from meshlib.cli.files import received_file
 from meshlib.cli.options import settings_from
 from meshlib.cli.output import Console, Style, as_line, indented, visible
 from meshlib.client.events import Connected, DeliveryState, Disconnected, FaultFound
-from meshlib.client.mesh import Agent, MeshClient, Message
+from meshlib.client.mesh import Agent, MeshClient
 from meshlib.client.registry import RegistryClient, RegistryOptions
+from meshlib.client.verbs import AnyMessage, Mesh
 from meshlib.config import Limits, accept_everyone, accept_only
-from meshlib.errors import InvalidValue, MeshError, RelayRefused
+from meshlib.daemon.address import socket_path
+from meshlib.daemon.client import DaemonClient
+from meshlib.errors import DaemonNotRunning, InvalidValue, MeshError, RelayRefused
 from meshlib.identity import parse_did
 from meshlib.wire.encoding import parse_json
 
@@ -30,19 +35,19 @@ def send(arguments: Namespace, environment: Mapping[str, str], console: Console)
     payload = _payload(arguments)
 
     async def main() -> int:
-        async with MeshClient(settings.client(patience=arguments.timeout)) as client:
-            return await _deliver(client, arguments, payload, console)
+        async with open_mesh(settings, patience=arguments.timeout) as mesh:
+            return await _deliver(mesh, arguments, payload, console)
 
     return anyio.run(main)
 
 
-async def _deliver(client: MeshClient, arguments: Namespace, payload: object, console: Console) -> int:
+async def _deliver(mesh: MeshClient | DaemonClient, arguments: Namespace, payload: object, console: Console) -> int:
     wanted = DeliveryState(arguments.wait or DeliveryState.RELAYED)
     receipt = None
     try:
         with anyio.fail_after(arguments.timeout):
-            receipt = await client.send(arguments.peer, payload)
-            if wanted is not DeliveryState.RELAYED and "receipts" not in client.features:
+            receipt = await mesh.send(arguments.peer, payload)
+            if wanted is not DeliveryState.RELAYED and "receipts" not in await features_of(mesh):
                 # Such a relay never says what became of a message: waiting for it would be waiting for nothing.
                 console.note(
                     "this relay sends no receipts: the message is relayed, more cannot be learned",
@@ -101,17 +106,23 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
     async def main() -> int:
         failure: list[Exception] = []
         code = Exit.OK
-        async with MeshClient(settings.client(policy, receiving=True)) as client:
+        async with open_mesh(settings, policy, receiving=True) as mesh:
+            ours = isinstance(mesh, MeshClient)
+            if arguments.only and not ours:
+                raise InvalidValue("a daemon runs and decides itself who may knock: give --only to 'mesh daemon'")
             console.note(
-                f"listening as {settings.name or 'an agent without a name'}, {client.did} (Ctrl-C stops)",
+                f"listening as {settings.name or 'an agent without a name'}, {mesh.did}"
+                f"{'' if ours else ', by way of the daemon'} (Ctrl-C stops)",
                 event="listening",
-                did=str(client.did),
+                did=str(mesh.did),
                 name=settings.name,
+                daemon=not ours,
             )
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_watch, client, console, failure, tasks.cancel_scope)
+                if isinstance(mesh, MeshClient):
+                    tasks.start_soon(watch, mesh, console, failure, tasks.cancel_scope)
                 try:
-                    code = await _print_messages(client, arguments, console)
+                    code = await _print_messages(mesh, arguments, console)
                 except (MeshError, OSError) as error:
                     failure.append(error)  # raised outside of the group, as itself
                 tasks.cancel_scope.cancel()
@@ -122,12 +133,12 @@ def listen(arguments: Namespace, environment: Mapping[str, str], console: Consol
     return anyio.run(main)
 
 
-async def _print_messages(client: MeshClient, arguments: Namespace, console: Console) -> Exit:
+async def _print_messages(mesh: Mesh, arguments: Namespace, console: Console) -> Exit:
     printed = 0
     while arguments.count is None or printed < arguments.count:
         message = None
         with anyio.move_on_after(arguments.timeout):
-            message = await client.receive()
+            message = await mesh.receive()
         if message is None:
             waited = f"no message within {arguments.timeout:g} s"
             console.fail(waited, Exit.TIMEOUT, "Timeout")
@@ -138,7 +149,7 @@ async def _print_messages(client: MeshClient, arguments: Namespace, console: Con
     return Exit.OK
 
 
-def _print(message: Message, console: Console) -> None:
+def _print(message: AnyMessage, console: Console) -> None:
     payload = message.payload
     if console.json:
         content = {"bytes": base64.b64encode(payload).decode()} if isinstance(payload, bytes) else {"payload": payload}
@@ -163,7 +174,7 @@ def _print(message: Message, console: Console) -> None:
     console.say(f"{'  '.join(head + marks)}\n{' ' * 10}{text}")
 
 
-async def _watch(client: MeshClient, console: Console, failure: list[Exception], scope: anyio.CancelScope) -> None:
+async def watch(client: MeshClient, console: Console, failure: list[Exception], scope: anyio.CancelScope) -> None:
     """Tell when the connection goes and comes; end when it will not come again."""
     async for event in client.events():
         match event:
@@ -196,6 +207,9 @@ def discover(arguments: Namespace, environment: Mapping[str, str], console: Cons
     settings = settings_from(arguments, environment)
 
     async def main() -> list[Agent]:
+        with suppress(DaemonNotRunning):
+            async with DaemonClient(socket_path(settings.store)) as mesh:
+                return await mesh.discover(arguments.capability, arguments.limit)
         options = RegistryOptions(tls=settings.tls, proxy=settings.proxy)
         async with RegistryClient(settings.registry_url, options=options) as registry:
             found = await registry.discover(arguments.capability, arguments.limit)

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
@@ -13,8 +13,11 @@ from meshlib.cli.identity import stored_identity
 from meshlib.cli.options import Settings, settings_from
 from meshlib.cli.output import Console, Style
 from meshlib.client.registry import RegistryClient, RegistryOptions, http_client
-from meshlib.errors import AgentNotFound, IdentityInUse, MeshError, StoreError
-from meshlib.identity import Identity
+from meshlib.daemon.address import socket_path
+from meshlib.daemon.client import DaemonClient
+from meshlib.daemon.values import Standing
+from meshlib.errors import AgentNotFound, DaemonNotRunning, IdentityInUse, MeshError, StoreError
+from meshlib.identity import Did, Identity
 
 _PATIENCE = 5.0
 _LARGEST_HEALTH = 64 * 1024
@@ -41,14 +44,16 @@ def status(arguments: Namespace, environment: Mapping[str, str], console: Consol
     settings = settings_from(arguments, environment)
     identity, holder, trouble = _identity(settings)
 
-    async def main() -> tuple[Health, Health, str]:
+    async def main() -> tuple[Health, Health, str, Standing | None]:
+        daemon = await _daemon(settings)
         registry = await health(settings, settings.registry_url)
         relay = await health(settings, http_form(settings.relay_url))
-        registered = await _registered(settings, identity) if identity and registry.up else ""
-        return registry, relay, registered
+        known = Did(daemon.did) if daemon else identity.did if identity else None
+        registered = await _registered(settings, known) if known and registry.up else ""
+        return registry, relay, registered, daemon
 
-    registry, relay, registered = anyio.run(main)
-    did = str(identity.did) if identity else None
+    registry, relay, registered, daemon = anyio.run(main)
+    did = daemon.did if daemon else str(identity.did) if identity else None
     if console.json:
         console.emit(
             registry={
@@ -60,6 +65,7 @@ def status(arguments: Namespace, environment: Mapping[str, str], console: Consol
             relay={"url": settings.relay_url, "up": relay.up, "detail": relay.detail, "health": relay.body},
             identity={"did": did, "name": settings.name, "registered": registered or None},
             store={"folder": str(settings.store), "in_use": holder, "trouble": trouble},
+            daemon=None if daemon is None else asdict(daemon),
         )
     else:
         servers = [("registry", settings.registry_url, registry), ("relay", settings.relay_url, relay)]
@@ -72,7 +78,20 @@ def status(arguments: Namespace, environment: Mapping[str, str], console: Consol
         console.table(
             [["         " + (holder or trouble or ("free" if identity else "no identity yet: mesh identity create"))]]
         )
+        if daemon is not None:
+            link = console.paint("connected", Style.GOOD) if daemon.connected else console.paint("offline", Style.BAD)
+            console.say(f"  {'daemon':<9} {link}   {daemon.relay}")
+            console.table([["", "      ", f"{daemon.connections} connections, {daemon.undelivered} undelivered"]])
     return Exit.OK if registry.up and relay.up and not trouble else Exit.FAILED
+
+
+async def _daemon(settings: Settings) -> Standing | None:
+    """How the daemon of the store is, if one runs."""
+    try:
+        async with DaemonClient(socket_path(settings.store)) as mesh:
+            return await mesh.status()
+    except DaemonNotRunning:
+        return None
 
 
 def http_form(relay_url: str) -> str:
@@ -128,11 +147,11 @@ def _identity(settings: Settings) -> tuple[Identity | None, str, str]:
         return None, "", str(error)
 
 
-async def _registered(settings: Settings, identity: Identity) -> str:
+async def _registered(settings: Settings, did: Did) -> str:
     options = RegistryOptions(timeout=_PATIENCE, max_retries=0, tls=settings.tls, proxy=settings.proxy)
     async with RegistryClient(settings.registry_url, options=options) as registry:
         try:
-            agent = await registry.get_agent(identity.did)
+            agent = await registry.get_agent(did)
         except AgentNotFound:
             return "not registered yet"
         except MeshError as error:

@@ -41,8 +41,8 @@ def short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def is_ours(connected: socket.socket) -> bool:
-    """Whether the process at the other end belongs to our user; ``True`` where the system does not tell.
+def is_ours(connected: socket.socket, user: int | None = None) -> bool:
+    """Whether the process at the other end belongs to ``user``, ours by default; ``True`` if the system does not tell.
 
     Permissions of the folder are the first guard, this is the second: it holds when somebody has loosened them.
     """
@@ -50,7 +50,7 @@ def is_ours(connected: socket.socket) -> bool:
     if option is None:
         return True
     _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
-    return bool(uid == os.getuid())
+    return bool(uid == (os.getuid() if user is None else user))
 
 
 def remove(path: Path) -> None:

@@ -33,18 +33,22 @@ from meshlib.daemon.protocol import (
 from meshlib.daemon.values import (
     Answered,
     Call,
+    CancelFile,
     Confirm,
     Discover,
     Follow,
+    FollowFile,
     GiveBack,
     Known,
     Listed,
+    Moved,
     Peers,
     Progressed,
     Receive,
     Request,
     Resolve,
     Send,
+    SendFile,
     Sent,
     Standing,
     Status,
@@ -324,7 +328,12 @@ class BlockingDaemonClient:
 
         ``on_progress`` is called in this thread. An exception in it, or Ctrl-C, calls the task off.
         """
-        return self._ask(Request(peer, content, timeout, hops), timeout + GRACE, on_progress)
+
+        def note(value: object) -> None:
+            if on_progress is not None:
+                on_progress(read(Progressed, value))
+
+        return self._ask(Request(peer, content, timeout, hops), timeout + GRACE, note)
 
     def gather(
         self, contents: Mapping[str, str], *, timeout: float = 1500.0, hops: int = 0
@@ -353,6 +362,10 @@ class BlockingDaemonClient:
         finally:
             stopped.set()
 
+    def send_file(self, peer: str, path: Path | str, *, description: str = "") -> "BlockingFileReceipt":
+        """Send a file, which the daemon reads; see :meth:`meshlib.MeshClient.send_file`."""
+        return BlockingFileReceipt(self, self._ask(SendFile(peer, os.path.abspath(path), description)))
+
     def resolve(self, peer: str) -> str:
         """The DID of a display name."""
         return self._ask(Resolve(peer))
@@ -379,7 +392,7 @@ class BlockingDaemonClient:
         self,
         call: Call[T],
         timeout: float | None = None,
-        on_note: Callable[[Progressed], None] | None = None,
+        on_note: Callable[[object], None] | None = None,
         *,
         line: _Line | None = None,
         stopped: threading.Event | None = None,
@@ -393,7 +406,7 @@ class BlockingDaemonClient:
                 match _next(answers, deadline, stopped):
                     case Noted() as note:
                         if on_note is not None:
-                            on_note(read(Progressed, note.value))
+                            on_note(note.value)
                     case Returned() as answer:
                         finished = True
                         return read_answer(call, answer.value)
@@ -484,6 +497,57 @@ class BlockingReceipt:
 
     def __repr__(self) -> str:
         return f"<Receipt {self.id} to {self.peer}: {self.state}>"
+
+
+class BlockingFileReceipt:
+    """What has become of a file of ours; see :class:`meshlib.FileReceipt`."""
+
+    def __init__(self, client: BlockingDaemonClient, moved: Moved) -> None:
+        self._client = client
+        self._moved = moved
+
+    @property
+    def id(self) -> str:
+        """Of the transfer."""
+        return self._moved.id
+
+    @property
+    def peer(self) -> str:
+        """The recipient's DID."""
+        return self._moved.peer
+
+    @property
+    def state(self) -> str:
+        """How far it had come when it was last asked for."""
+        return self._moved.state
+
+    @property
+    def saved_to(self) -> str:
+        """Where the recipient says it lies."""
+        return self._moved.saved_to
+
+    def wait(self, timeout: float | None = None, on_progress: Callable[[Moved], None] | None = None) -> str:
+        """Wait until it is over: ``"done"``, or ``"unconfirmed"`` if the recipient does not say what became of it.
+
+        Raises:
+            TimeoutError: it is not within ``timeout`` seconds; it goes on.
+            TransferFailed: it did not get there.
+        """
+
+        def note(value: object) -> None:
+            self._moved = read(Moved, value)
+            if on_progress is not None:
+                on_progress(self._moved)
+
+        self._moved = self._client._ask(FollowFile(self.id), timeout, note)
+        return self.state
+
+    def cancel(self) -> None:
+        """Stop it, and tell the other side."""
+        self._client._ask(CancelFile(self.id))
+
+    def __repr__(self) -> str:
+        return f"<FileReceipt {self.id} to {self.peer}: {self.state}>"
 
 
 @dataclass(frozen=True, slots=True)

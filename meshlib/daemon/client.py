@@ -4,8 +4,9 @@ Owns the connection and matching answers to calls. Plugins in foreign interprete
 which loads nothing.
 """
 
+import os
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,16 +28,20 @@ from meshlib.daemon.stream import FrameStream
 from meshlib.daemon.values import (
     Answered,
     Call,
+    CancelFile,
     Confirm,
     Discover,
     Follow,
+    FollowFile,
     GiveBack,
+    Moved,
     Peers,
     Progressed,
     Receive,
     Request,
     Resolve,
     Send,
+    SendFile,
     Sent,
     Standing,
     Status,
@@ -44,8 +49,10 @@ from meshlib.daemon.values import (
     Taken,
     read,
     read_answer,
+    write,
 )
-from meshlib.errors import MalformedFrame, MeshError, NotConnected, TransportError, UsageError
+from meshlib.errors import MalformedFrame, MeshError, NotConnected, TransferFailed, TransportError, UsageError
+from meshlib.files.receipts import FileReceipt, OnTransfer, TransferState
 from meshlib.identity import Did, parse_did
 from meshlib.wire.encoding import MessageId
 from meshlib.wire.envelopes import Artifact, Telemetry
@@ -143,7 +150,7 @@ class _Line:
         self._next_id += 1
         return self._next_id
 
-    async def ask(self, call: Call[T], on_progress: OnProgress | None = None) -> T:
+    async def ask(self, call: Call[T], on_note: Callable[[object], None] | None = None) -> T:
         """Make a call and wait for its answer. Whoever is cancelled cancels it at the daemon as well."""
         number = self._number()
         waiting = self._waiting[number] = _Waiting()
@@ -159,8 +166,8 @@ class _Line:
                     await waiting.news.wait()
                 match waiting.frames.popleft():
                     case Noted() as note:
-                        if on_progress is not None:
-                            on_progress(_progress(read(Progressed, note.value)))
+                        if on_note is not None:
+                            on_note(note.value)
                     case Returned() as answer:
                         answered = True
                         return read_answer(call, answer.value)
@@ -269,8 +276,13 @@ class DaemonClient:
         on_progress: OnProgress | None = None,
     ) -> Answer:
         """Have a peer do something, and wait for its answer; see :meth:`meshlib.MeshClient.request`."""
+
+        def note(value: object) -> None:
+            if on_progress is not None:
+                on_progress(_progress(read(Progressed, value)))
+
         line = await self._open()
-        return _answer(await line.ask(Request(peer, content, timeout, hops), on_progress))
+        return _answer(await line.ask(Request(peer, content, timeout, hops), note))
 
     def gather(self, contents: Mapping[str, str], *, timeout: float = 1500.0, hops: int = 0) -> Gathering:
         """Have several peers do something at the same time; see :meth:`meshlib.MeshClient.gather`."""
@@ -281,6 +293,24 @@ class DaemonClient:
             ask = partial(self.request, peer, content, timeout=timeout, hops=hops)
             self._tasks.start_soon(gathering.follow, peer, ask)
         return gathering
+
+    async def send_file(
+        self, peer: str, path: Path | str, *, description: str = "", on_progress: OnTransfer | None = None
+    ) -> FileReceipt:
+        """Send a file, which the daemon reads; see :meth:`meshlib.MeshClient.send_file`."""
+        line = await self._open()
+        absolute = os.path.abspath(path)  # noqa: ASYNC240 - asks for the current folder only
+        sending = await line.ask(SendFile(peer, absolute, description))
+
+        async def cancel() -> None:
+            await line.ask(CancelFile(sending.id))
+
+        receipt = FileReceipt(sending.id, parse_did(sending.peer), Path(absolute), sending.name, sending.size, cancel)
+        if on_progress is not None:
+            receipt.watch(on_progress)
+        assert self._tasks is not None
+        self._tasks.start_soon(_follow_file, line, receipt)
+        return receipt
 
     async def resolve(self, peer: str) -> Did:
         """The DID of a display name; see :meth:`meshlib.MeshClient.resolve`."""
@@ -372,6 +402,21 @@ class DaemonReceipt:
 
     def __repr__(self) -> str:
         return f"<Receipt {self.id} to {self.peer}: {self.state}>"
+
+
+async def _follow_file(line: _Line, receipt: FileReceipt) -> None:
+    def note(value: object) -> None:
+        moved: Moved = read(Moved, value)
+        receipt.saved_to = moved.saved_to
+        receipt.advance(TransferState(moved.state), moved.moved, moved.detail, moved.reason)
+
+    try:
+        note(write(await line.ask(FollowFile(receipt.id), note)))
+    except TransferFailed as failure:
+        end = TransferState.CANCELLED if failure.reason == "cancelled" else TransferState.FAILED
+        receipt.advance(end, detail=str(failure), reason=failure.reason)
+    except MeshError as error:
+        receipt.give_up(error)
 
 
 def _answer(said: Answered) -> Answer:

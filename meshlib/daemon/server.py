@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import stat
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,20 +28,24 @@ from meshlib.daemon.stream import FrameStream
 from meshlib.daemon.values import (
     Answered,
     Call,
+    CancelFile,
     Confirm,
     Cost,
     Discover,
     File,
     Follow,
+    FollowFile,
     GiveBack,
     Known,
     Listed,
+    Moved,
     Peers,
     Progressed,
     Receive,
     Request,
     Resolve,
     Send,
+    SendFile,
     Sent,
     Standing,
     Status,
@@ -48,6 +53,7 @@ from meshlib.daemon.values import (
     Taken,
 )
 from meshlib.errors import InvalidValue, MalformedFrame, MeshError, QueueFull, StoreError, TransportError, UsageError
+from meshlib.files.receipts import FileReceipt
 from meshlib.store.lock import Holder, holder_of
 
 log = logging.getLogger("meshlib.daemon")
@@ -58,15 +64,19 @@ CALLS = 128
 """Calls under way on one connection: a gathering of a hundred agents and some more."""
 HELD = 1_000
 """Messages one connection may hold unconfirmed: as many as a client's inbox takes before it holds the relay back."""
+FILES = 1_000
+"""Files sent by way of the daemon whose end can still be asked for, the newest."""
 DRAIN_SECONDS = 5.0
 """For calls that should take milliseconds, when the daemon stops. Those that wait for peers end at once."""
-_PATIENT = (Receive, Follow, Request)
+_PATIENT = (Receive, Follow, FollowFile, Request)
 
 
 def serve_daemon(
     client: MeshClient, path: Path | None = None, *, on_stop: Callable[[], None] | None = None
 ) -> "Daemon":
     """Offer an open client to other processes of this user while the ``async with`` block lasts.
+
+    The inbox is theirs then: a host that takes messages itself does so by a route, or by :meth:`~MeshClient.receive`.
 
     Args:
         path: the socket; by default ``daemon.sock`` in the client's store, where others look for it.
@@ -92,6 +102,7 @@ class Daemon:
         self.stopping = False
         self.connections: dict[_Connection, None] = {}
         """The one idle for longest first."""
+        self.files: OrderedDict[str, FileReceipt] = OrderedDict()
         self._accepting = anyio.CancelScope()
         self._tasks: TaskGroup | None = None
         self._inode = 0
@@ -179,6 +190,12 @@ class Daemon:
         """A connection is at work, and was not idle for longest any more."""
         self.connections[connection] = self.connections.pop(connection, None)
 
+    def remember(self, sending: FileReceipt) -> None:
+        """A file is on its way; it may be over before anybody asks what became of it."""
+        self.files[sending.id] = sending
+        while len(self.files) > FILES:
+            self.files.popitem(last=False)
+
     def tell(self) -> None:
         """Something has ended."""
         self._changed.set()
@@ -233,6 +250,9 @@ class _Connection:
         self._frames = frames
         self._calls: dict[int, tuple[Call[object], anyio.CancelScope]] = {}
         self._held: dict[tuple[str, str], Message] = {}
+        self._leaving = False
+        self._followers: dict[str, set[int]] = {}
+        """Calls that wait for a file."""
 
     @property
     def busy(self) -> bool:
@@ -242,7 +262,7 @@ class _Connection:
     @property
     def idle(self) -> bool:
         """Whether nothing is lost when the connection ends."""
-        return not self._calls and not self._held
+        return not (self._calls or self._held or self._leaving)
 
     def drain(self) -> None:
         """End the calls that could take long."""
@@ -252,6 +272,7 @@ class _Connection:
 
     def finish(self) -> None:
         """Hang up once everything is said."""
+        self._leaving = True
         self._frames.finish()
 
     async def run(self) -> None:
@@ -361,6 +382,16 @@ class _Connection:
                     on_progress=lambda progress: self._frames.send_soon(Noted(number, _progressed(progress))),
                 )
                 return _answered(answer)
+            case SendFile():
+                if not os.path.isabs(call.path):
+                    raise InvalidValue("the daemon runs in another folder: name a file by its absolute path")
+                sending = await client.send_file(call.peer, call.path, description=call.description)
+                self._daemon.remember(sending)
+                return _moved(sending)
+            case FollowFile():
+                return await self._follow_file(number, self._file(call.file))
+            case CancelFile():
+                await self._file(call.file).cancel()
             case Peers():
                 known = await client.peers()
                 return tuple(Known(one.did, one.name, one.verified, one.undelivered) for one in known)
@@ -379,6 +410,28 @@ class _Connection:
             raise InvalidValue(f"no message {call.message!r} of ours is known; the last 10,000 are remembered")
         await receipt.wait(call.state)
         return _sent(receipt)
+
+    def _file(self, file: str) -> FileReceipt:
+        known = self._daemon.files.get(file)
+        known = known or next((one for one in self._client.transfers() if one.id == file), None)
+        if known is None:
+            raise InvalidValue(f"no file {file!r} is on its way")
+        return known
+
+    async def _follow_file(self, number: int, receipt: FileReceipt) -> Moved:
+        if receipt.id not in self._followers:
+            self._followers[receipt.id] = set()
+            receipt.watch(self._note_file)
+        self._followers[receipt.id].add(number)
+        try:
+            await receipt.wait()
+        finally:
+            self._followers[receipt.id].discard(number)
+        return _moved(receipt)
+
+    def _note_file(self, receipt: FileReceipt) -> None:
+        for number in self._followers[receipt.id]:
+            self._frames.send_soon(Noted(number, _moved(receipt)))
 
     def _hold(self, message: Message) -> Taken:
         self._held[message.sender, message.id] = message
@@ -411,6 +464,20 @@ def _stopping() -> TransportError:
 
 def _sent(receipt: Receipt) -> Sent:
     return Sent(receipt.id, receipt.peer, receipt.state, receipt.detail)
+
+
+def _moved(receipt: FileReceipt) -> Moved:
+    return Moved(
+        receipt.id,
+        receipt.peer,
+        receipt.name,
+        receipt.size,
+        receipt.state,
+        receipt.moved,
+        receipt.detail,
+        receipt.reason,
+        receipt.saved_to,
+    )
 
 
 def _progressed(progress: Progress) -> Progressed:

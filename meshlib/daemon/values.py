@@ -97,6 +97,21 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """How far a file has come; see :class:`meshlib.FileReceipt`."""
+
+    id: str
+    peer: str
+    name: str
+    size: int
+    state: str
+    moved: int = 0
+    detail: str = ""
+    reason: str = ""
+    saved_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """A peer at a glance; see :class:`meshlib.PeerSummary`."""
 
@@ -203,6 +218,29 @@ class Request(Call[Answered]):
 
 
 @dataclass(frozen=True, slots=True)
+class SendFile(Call[Moved]):
+    """Send a file, which the daemon reads by itself: ``path`` is absolute."""
+
+    peer: str
+    path: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowFile(Call[Moved]):
+    """Wait until a file is over. Progress is noted as :class:`Moved`."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelFile(Call[None]):
+    """Stop a file."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Peers(Call[tuple[Known, ...]]):
     """Everybody we have talked to."""
 
@@ -226,6 +264,9 @@ VERBS: dict[str, type[Call[object]]] = {
     "resolve": Resolve,
     "discover": Discover,
     "request": Request,
+    "send_file": SendFile,
+    "follow_file": FollowFile,
+    "cancel_file": CancelFile,
     "peers": Peers,
     "status": Status,
     "stop": Stop,
