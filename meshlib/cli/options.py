@@ -5,10 +5,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from meshlib.config import ClientConfig, KnockPolicy, Timeouts, accept_everyone
 from meshlib.errors import InvalidValue, StoreError
+from meshlib.places import store_folder
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "relay": ("MESH_RELAY_URL", "AGT_RELAY_URL"),
@@ -28,7 +28,6 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 CONNECT_SECONDS = 10.0
 """People wait: a command gives up on a relay sooner than an agent that runs for days."""
 
-_NAMELESS = "default"
 _MAX_PASSPHRASE = 4096
 
 
@@ -91,7 +90,7 @@ def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Setti
     settings = Settings(
         relay_url=chosen["relay"] or defaults.relay_url,
         registry_url=chosen["registry"] or defaults.registry_url,
-        store=Path(chosen["store"]) if chosen["store"] else data_home(environment) / "mesh" / folder_name(name),
+        store=Path(chosen["store"]) if chosen["store"] else store_folder(name, environment),
         name=name,
         token=chosen["token"],
         proxy=chosen["proxy"],
@@ -101,27 +100,6 @@ def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Setti
     )
     settings.client()  # refuses at once what cannot work
     return settings
-
-
-def data_home(environment: Mapping[str, str]) -> Path:
-    """Where programs of this user keep data: ``$XDG_DATA_HOME``, else ``~/.local/share``.
-
-    Raises:
-        InvalidValue: there is no home folder.
-    """
-    configured = environment.get("XDG_DATA_HOME", "")
-    if configured and Path(configured).is_absolute():
-        return Path(configured)
-    home = environment.get("HOME") or environment.get("USERPROFILE")
-    if not home:
-        raise InvalidValue("there is no home folder to keep things in: name one with --store, or set HOME")
-    return Path(home) / ".local" / "share"
-
-
-def folder_name(name: str | None) -> str:
-    """The folder of an agent: its name, with everything that could lead to another folder spelled out."""
-    quoted = quote(name or _NAMELESS, safe=" ", errors="backslashreplace")
-    return quoted.replace(".", "%2E", 1) if quoted.startswith(".") else quoted
 
 
 def chosen_option(arguments: Namespace, environment: Mapping[str, str], option: str) -> str | None:

@@ -19,9 +19,9 @@ import anyio
 import anyio.to_thread
 
 from meshlib.cli.exits import Exit
-from meshlib.cli.options import data_home
 from meshlib.cli.output import Console, Style
 from meshlib.errors import InvalidValue, MeshError, StoreError, TransportError
+from meshlib.places import data_home
 
 START_SECONDS = 30.0
 """Until a server that has not said where it listens counts as not starting."""

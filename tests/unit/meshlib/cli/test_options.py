@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlib.cli.exits import Exit, exit_for
-from meshlib.cli.options import data_home, folder_name, settings_from
+from meshlib.cli.options import settings_from
 from meshlib.errors import (
     AgentNotFound,
     AmbiguousName,
@@ -23,6 +23,7 @@ from meshlib.errors import (
     StoreError,
     TransportError,
 )
+from meshlib.places import data_home, folder_name
 
 HOME = {"HOME": "/home/somebody"}
 
