@@ -7,7 +7,7 @@ NPM    := interop/node_modules/.package-lock.json
 # Empty without a node that can run the TypeScript parts.
 NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv npm check style types fast test demo interop chaos vectors coverage clean
+.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,10 @@ demo: venv $(if $(NODE),npm) ## agents in Python and TypeScript talk through a r
 test: venv $(if $(NODE),npm) ## everything: style, types, vectors, and all tests, with real processes in three runtimes
 	@failed=0; $(MAKE) --no-print-directory style types vectors || failed=1; \
 	test $$failed = 0 || echo "make test: style, types or vectors failed, see above; the tests run all the same" >&2; \
-	$(BIN)/pytest tests || failed=1; exit $$failed
+	$(BIN)/pytest -m 'not runtimes' tests || failed=1; exit $$failed
+
+test-runtimes: venv ## tools and responders in the real runtimes; installs them below .cache/runtimes the first time
+	@$(BIN)/pytest -q -m runtimes tests/runtimes
 
 check: style types fast ## style, types and the fast tests: run before every commit
 

@@ -203,6 +203,15 @@ def parser() -> _Parser:
     )
     daemon.add_argument("--only", action="append", metavar="DID", help="let nobody else knock; may be repeated")
     daemon.add_argument("--stop", action="store_true", help="end the daemon that runs")
+    mcp = add("mcp", "offer the mesh to a model as an MCP server on standard input and output", "mcp:mcp")
+    mcp.add_argument("--files", action="append", metavar="FOLDER", help="let the model send files of it; repeatable")
+    mcp.add_argument("--kars", action="store_true", help="name the tools kars_mesh_send and so on")
+    mcp.add_argument(
+        "--standalone", action="store_true", help="own the identity, instead of using the daemon that does"
+    )
+
+    plugin = add("hermes-plugin", "put the tools into a Hermes that has not installed this package", "hermes:install")
+    plugin.add_argument("--hermes-home", metavar="FOLDER", help="default: $HERMES_HOME, else ~/.hermes")
 
     add("status", "show registry, relay, identity and store at a glance", "status:status")
     doctor = add("doctor", "check the way to registry and relay step by step", "doctor:doctor")

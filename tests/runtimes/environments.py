@@ -35,17 +35,3 @@ def python_of(name: str, *, ours: bool = True) -> Path:
         )
         stamp.write_text(wanted)
     return python
-
-
-def command_of(name: str) -> Path:
-    """The command of an npm package, which ``npm-NAME.txt`` pins."""
-    pinned = (HERE / f"npm-{name}.txt").read_text().strip()
-    folder = CACHE / name
-    command = folder / "node_modules/.bin" / name
-    stamp = folder / ".installed"
-    if not stamp.exists() or stamp.read_text() != pinned:
-        folder.mkdir(parents=True, exist_ok=True)
-        options = ["--no-audit", "--no-fund", "--loglevel=error", "--no-save"]
-        subprocess.run(["npm", "install", "--prefix", folder, *options, pinned], check=True, timeout=1_800)
-        stamp.write_text(pinned)
-    return command

@@ -115,7 +115,7 @@ def _read(path: str, body: dict[str, Any]) -> Request:
     tools: list[str] = []
     for tool in body.get("tools") or []:
         inner = tool.get("tools") or [tool]
-        prefix = tool["name"] if tool.get("tools") else ""
+        prefix = f"{tool['name']}__" if tool.get("tools") else ""  # a namespace, as codex has them
         for one in inner:
             name = one.get("name") or (one.get("function") or {}).get("name")
             if name:
@@ -198,7 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
         events: list[dict[str, Any]] = [{"type": "response.created", "response": {**base, "output": []}}]
         if plan.call is not None:
             arguments = json.dumps(plan.call[1])
-            item = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": plan.call[0]}
+            namespace, _, name = plan.call[0].rpartition("__")
+            item = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": name}
+            if namespace:
+                item["namespace"] = namespace
             whole = {**item, "arguments": arguments, "status": "completed"}
             events += [
                 {"type": "response.output_item.added", "output_index": 0, "item": {**item, "arguments": ""}},

@@ -15,6 +15,7 @@ from meshlib.errors import InvalidValue
 from meshlib.responder.runtimes.command import HOPS_VARIABLE, Call, Recipe, Text, failed_status, last_line, read_stdout
 from meshlib.responder.runtimes.processes import Finished, Workplace
 from meshlib.responder.runtimes.protocol import Failed, Task
+from meshlib.tools.hermes_folder import FOLDER, plugin_files
 from meshlib.wire.envelopes import Telemetry
 
 
@@ -86,8 +87,9 @@ def hermes(options: Options) -> Recipe:
     """
 
     def call(place: Workplace, task: Task) -> Call:
-        launcher, usage = place.root / "launcher.py", place.root / "usage.json"
+        launcher, usage, home = place.root / "launcher.py", place.root / "usage.json", place.home / ".hermes"
         settings: dict[str, Any] = {}
+        environment, files = {"HERMES_HOME": str(home)}, {launcher: _HERMES_LAUNCHER}
         if options.base_url is not None:
             settings["model"] = {
                 "provider": "custom",
@@ -97,14 +99,17 @@ def hermes(options: Options) -> Recipe:
                 "context_length": 131_072,
             }
         if options.tools is Tools.MESH:
-            settings["mcp_servers"] = {"mesh": options.mesh_server(task)}
+            # As a plugin, which needs nothing of Hermes: its MCP client is an extra that may not be installed.
+            settings["plugins"] = {"enabled": ["mesh"]}
+            files |= {home / FOLDER / name: text for name, text in plugin_files().items()}
+            environment |= {} if options.store is None else {"MESH_STORE": str(options.store.absolute())}
         model = ["-m", options.model] if options.model and options.base_url is None else []
         toolset = [] if options.tools is Tools.OWN else ["-t", _HERMES_TOOLSETS[options.tools]]
         python = options.program or "python3"
         return Call(
             [python, str(launcher), *toolset, *model, *options.arguments, "--usage-file", str(usage)],
-            {"HERMES_HOME": str(place.home / ".hermes")},
-            {launcher: _HERMES_LAUNCHER, place.home / ".hermes/config.yaml": json.dumps(settings)},
+            environment,
+            {**files, home / "config.yaml": json.dumps(settings)},
         )
 
     def read(finished: Finished, place: Workplace) -> Text | Failed:

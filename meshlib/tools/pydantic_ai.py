@@ -1,0 +1,28 @@
+"""The tools for Pydantic AI (package ``pydantic-ai``)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic_ai import Tool as PydanticTool
+
+from meshlib.client.verbs import Mesh
+from meshlib.tools.calling import text_of_call
+from meshlib.tools.definitions import TOOLS, Tool
+from meshlib.tools.toolbox import Toolbox
+from meshlib.tools.waiting import toolbox
+
+
+def tools_for(mesh: Mesh, *, folders: Iterable[str | Path] | None = None, hops: int = 0) -> list[PydanticTool]:
+    """The tools of one agent: ``Agent(tools=tools_for(client))``. See :func:`meshlib.tools.waiting.toolbox`."""
+    box = toolbox(mesh, folders=folders, hops=hops)
+    return [_tool(box, tool) for tool in TOOLS]
+
+
+def _tool(box: Toolbox, tool: Tool) -> PydanticTool:
+    async def invoke(**arguments: Any) -> str:
+        return await text_of_call(box, tool.name, arguments)
+
+    return PydanticTool.from_schema(
+        invoke, name=tool.name, description=tool.description, json_schema=dict(tool.parameters)
+    )
