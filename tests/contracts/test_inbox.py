@@ -126,6 +126,21 @@ def test_a_removed_frame_makes_room_for_its_key_in_the_same_transaction(inbox: I
     assert load(inbox) == [2]
 
 
+def test_a_number_used_again_after_reopening_is_in_the_page_of_its_recipient_alone(make: Make) -> None:
+    """The relay counts on from the last number an inbox knows; frames removed since may have had higher ones."""
+    inbox = make()
+    inbox.open()
+    inbox.run(Work([frame(seq) for seq in range(1, 5)]))
+    inbox.run(Work(removals=[4]))
+    inbox.close()
+    inbox = make()
+    following = inbox.open().last_seq + 1
+    inbox.run(Work([frame(following, to=CAROL)]))
+    assert load(inbox, BOB) == [1, 2, 3]
+    assert load(inbox, CAROL) == [following]
+    inbox.close()
+
+
 def test_sweeping_takes_the_oldest_up_to_the_limit(inbox: Inbox) -> None:
     inbox.run(Work([frame(seq, at=float(seq)) for seq in range(1, 7)]))
     done = inbox.run(Work(sweep=Sweep(5.0, 0.0, 3)))

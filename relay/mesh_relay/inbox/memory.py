@@ -14,6 +14,7 @@ class MemoryInbox:
 
     def __init__(self) -> None:
         self._frames: dict[int, StoredFrame] = {}
+        self._last_seq = 0  # a number that is in `_order` still must not mean another frame
         self._by_key: dict[tuple[Did, Did, str], int] = {}
         self._order: dict[Did, list[int]] = {}  # by recipient, ascending; may name frames that are gone
         self._holes: dict[Did, int] = {}  # how many are gone; never more than half
@@ -28,7 +29,7 @@ class MemoryInbox:
             pair[0] += 1
             pair[1] += len(stored.frame)
         return Contents(
-            max(self._frames, default=0),
+            self._last_seq,
             [Usage(*pair, *counts) for pair, counts in usage.items()],
             list(self._credentials.values()),
             list(self._proofs.values()),
@@ -48,6 +49,7 @@ class MemoryInbox:
             if earlier is not None:
                 replaced.append(self._remove(earlier))
             self._frames[stored.seq] = stored
+            self._last_seq = max(self._last_seq, stored.seq)
             self._by_key[stored.recipient, stored.sender, stored.id] = stored.seq
             self._order.setdefault(stored.recipient, []).append(stored.seq)
         self._credentials |= {credential.did: credential for credential in work.credentials}
