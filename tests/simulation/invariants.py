@@ -223,7 +223,8 @@ class Ledger:
             offer = self.offers.get(frame.id)
             pair = (offer.sender, offer.recipient) if offer else None
             lost = self.refusable or pair in self.tampered or pair in self.excused or pair in self.unwanted
-            if offer and frame.unread and not lost and not offer.unwatched:
+            deaf = offer is not None and (agent.relay.plain or self.agents[offer.sender].forgetful)
+            if offer and frame.unread and not lost and not deaf:  # who hears nothing of a lost knock goes on without
                 raise Violation("unreadable", f"{agent.name} cannot read {offer.payload}, though nothing was lost")
 
     def _bounds(self, agent: "Agent", core: ClientCore) -> None:
