@@ -7,7 +7,6 @@ does not start. So the server starts without a daemon, and a tool that needs it 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -34,7 +33,7 @@ class DaemonAtFirstUse:
         async with self._connecting:
             if self._client is None:
                 self._client = await self._tasks.start(self._keep)
-            return cast(Mesh, self._client)
+            return self._client
 
     async def _keep(self, *, task_status: TaskStatus[DaemonClient]) -> None:
         async with DaemonClient(self._path) as client:

@@ -101,6 +101,17 @@ def test_model_gives_a_task_and_reads_the_answer(home: Path, alice: Peer, bob: P
     assert (task.result(60).content, task.result(60).hops) == ("6 x 7?", 3)
 
 
+def test_model_sends_a_file(home: Path, servers: Servers, alice: Peer, tmp_path: Path) -> None:
+    work, incoming = tmp_path / "work", tmp_path / "incoming"
+    work.mkdir()
+    (work / "report.txt").write_text("figures")
+    with peer(servers, "carol", tmp_path / "carol", incoming) as carol:
+        order = call("mesh_transfer_file", to_agent=carol.name, file_path="report.txt")
+        result = result_of(hermes(home, order, MESH_STORE=str(home.parent / "store"), MESH_FILES=str(work)))
+        assert (result["ok"], result["state"]) == (True, "done")
+    assert (incoming / "report.txt").read_text() == "figures"
+
+
 def test_message_is_confirmed_once_the_model_has_it(home: Path, alice: Peer, bob: Peer) -> None:
     bob.send(alice.did, "first")
     assert "first" in hermes(home, call("mesh_inbox"), MESH_STORE=str(home.parent / "store"))

@@ -79,7 +79,9 @@ def mcp_client(client: str, server: str, cwd: Path, options: Sequence[str] = (),
 def test_tools_work_through_the_daemon(servers: Servers, tmp_path: Path, client: str, server: str) -> None:
     store = tmp_path / "store"
     (tmp_path / "work").mkdir()
-    with peer(servers, "alice", store) as alice, peer(servers, "bob", tmp_path / "bob") as bob:  # noqa: SIM117
+    (tmp_path / "work/report.txt").write_text("figures")
+    incoming = tmp_path / "incoming"
+    with peer(servers, "alice", store) as alice, peer(servers, "bob", tmp_path / "bob", incoming) as bob:  # noqa: SIM117
         with mcp_client(client, server, tmp_path / "work", MESH_STORE=str(store), MESH_HOPS="1") as model:
             assert [(one["name"], one["inputSchema"]) for one in model.tools] == [
                 (tool.name, dict(tool.parameters)) for tool in TOOLS
@@ -102,6 +104,9 @@ def test_tools_work_through_the_daemon(servers: Servers, tmp_path: Path, client:
             assert bob.did in model.call("mesh_discover", capability=bob.name)["agents"]
             assert bob.did in model.call("mesh_peers")["peers"]
             assert model.call("mesh_inbox")["messages"] == []
+            file = model.call("mesh_transfer_file", to_agent=bob.name, file_path="report.txt", description="for you")
+            assert (file["ok"], file["state"]) == (True, "done")
+            assert (incoming / "report.txt").read_text() == "figures"
             refused = model.call("mesh_transfer_file", to_agent=bob.name, file_path="/etc/passwd")
             assert (refused["ok"], refused["fault"]) == (False, "this call")
             wrong = model.call("mesh_send", to="nobody-at-all", payload="x")
