@@ -7,7 +7,7 @@ NPM    := interop/node_modules/.package-lock.json
 # Empty without a node that can run the TypeScript parts.
 NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos vectors coverage clean
+.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos large-file vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ interop: venv npm ## who talks to whom: every client on every relay and registry
 
 chaos: venv ## kill -9 everything while messages flow, 20 rounds of 5,000; more with CHAOS='--rounds 100 --seed 7'
 	@$(BIN)/python -m tests.faults.chaos $(CHAOS)
+
+large-file: venv ## 1 GiB from process to process through a relay, and what it costs in memory
+	@$(BIN)/python -m tests.faults.large_file
 
 vectors: venv ## every golden vector
 	@$(BIN)/python vectors/check.py vectors

@@ -77,6 +77,14 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def lives(self, seconds: float) -> bool:
+        """Whether it goes on for as long."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
     def ended(self) -> int:
         """The exit status, once there is one."""
         return self._process.wait(PATIENCE)

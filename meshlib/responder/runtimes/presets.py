@@ -229,6 +229,7 @@ def codex(options: Options) -> Recipe:
                 f"env = {{ {HOPS_VARIABLE} = {json.dumps(server['env'][HOPS_VARIABLE])} }}",
                 "required = true",
                 'default_tools_approval_mode = "approve"',
+                f"tool_timeout_sec = {int(task.timeout) + 1}",  # a task of another agent takes longer than a minute
             ]
         argv = [options.program or "codex", "exec", "--skip-git-repo-check", "--ephemeral", "--color", "never"]
         return Call(
