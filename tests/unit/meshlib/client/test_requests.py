@@ -58,18 +58,24 @@ async def next_task(agent):
 async def test_answer_reaches_the_one_who_asked_and_not_its_inbox(servers):
     bob_name = unique("bob")
     async with agents(servers, unique("alice"), bob_name) as (alice, bob), anyio.create_task_group() as tasks:
-        seen = []
+        seen, running = [], anyio.Event()
+
+        def watch(progress):
+            seen.append(progress)
+            if progress.state is TaskState.RUNNING:
+                running.set()
 
         async def respond():
             asker, task = await next_task(bob)
             assert (task.content, task.hops, task.timeout_seconds) == ("2 + 2?", 3, PATIENCE)
             await bob.send(asker, write_envelope(TaskReceived(request_id=task.request_id)))
             await bob.send(asker, write_envelope(TaskProgress(request_id=task.request_id, stage="started")))
+            await running.wait()
             await bob.send(asker, write_envelope(TaskResponse(request_id=task.request_id, content="4")))
             await bob.send(asker, "something else")
 
         tasks.start_soon(respond)
-        answer = await alice.request(bob_name, "2 + 2?", timeout=PATIENCE, hops=3, on_progress=seen.append)
+        answer = await alice.request(bob_name, "2 + 2?", timeout=PATIENCE, hops=3, on_progress=watch)
         assert (answer.content, answer.peer) == ("4", bob.did)
         states = [progress.state for progress in seen]
         assert states[-1] is TaskState.RUNNING
