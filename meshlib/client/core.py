@@ -91,6 +91,9 @@ about messages in flight pass; the growing ones keep a relay that invents compla
 SECOND_KNOCK_AFTER = 3.5
 """Seconds before a knock that was rejected without a reason is tried once more. The SDK keeps what it cannot read for
 three seconds and feeds it to the next session, which does not survive that."""
+ACCEPTED_WITHIN = 5.0
+"""Seconds that messages for a peer which has complained wait for its answer to our new knock. The SDK opens a session
+while the frames behind the knock are being read already, and reads the first of them with the old one."""
 BELIEVED_FOR = 60.0
 """Seconds in which a second reject without a reason is taken as the peer's word."""
 FORGIVEN_AFTER = 120.0
@@ -187,6 +190,7 @@ class ClientCore:
         self._complaints: OrderedDict[Did, tuple[int, float]] = OrderedDict()
         self._renewals: OrderedDict[Did, tuple[int, float]] = OrderedDict()
         self._anew_at: dict[Did, float] = {}
+        self._accepted_by: dict[Did, float] = {}
         self._second_knocks: OrderedDict[Did, float] = OrderedDict()
         self._changes = Changes()
         self._writes: list[bytes] = []
@@ -257,7 +261,7 @@ class ClientCore:
     def next_deadline(self) -> float:
         """Monotonic time at which :meth:`tick` has something to do; infinity if never."""
         deadlines = [self.held.next_deadline(), self.overtaking.next_deadline()]
-        deadlines += [*self._retry_fetch.values(), *self._anew_at.values()]
+        deadlines += [*self._retry_fetch.values(), *self._anew_at.values(), *self._accepted_by.values()]
         deadlines.extend(asked.until for asked in self._asked.values())
         if self.link is not Link.DOWN:
             deadlines.append(self._next_heartbeat)
@@ -385,6 +389,8 @@ class ClientCore:
         for did in [did for did, due in self._retry_fetch.items() if due <= now.monotonic]:
             del self._retry_fetch[did]
             self._fetches.append(did)
+        for did in [did for did, due in self._accepted_by.items() if due <= now.monotonic]:
+            self._answered(did, now)
         for did in [did for did, due in self._anew_at.items() if due <= now.monotonic]:
             del self._anew_at[did]
             self._count(self._renewals, did, now)
@@ -493,6 +499,8 @@ class ClientCore:
             peer = peer.pinned_to(bundle.identity_key)
         self._keep_peer(peer)
         self._writes.append(frame)
+        if did in self._complaints:
+            self._accepted_by[did] = now.monotonic + ACCEPTED_WITHIN
         self._pump(did, now)
 
     def bundle(self, did: Did, bundle: PrekeyBundle, now: Instant, hint: Dialect | None = None) -> None:
@@ -525,6 +533,7 @@ class ClientCore:
         if did in self._peers:
             self._keep_peer(self.peer(did).without_sessions())
             self._anew_at.pop(did, None)
+            self._accepted_by.pop(did, None)
             self.outbox.encrypt_anew(did)
 
     def _idle(self, peer: Peer) -> Peer:
@@ -532,8 +541,8 @@ class ClientCore:
 
     def _pump(self, did: Did, now: Instant) -> None:
         """Write what waits for a peer, as far as there is a session, in the order it was queued."""
-        if did in self._anew_at:
-            return  # what was queued before comes first
+        if did in self._anew_at or did in self._accepted_by:
+            return  # what was queued before comes first; the peer says first that it has the session
         if self.link is not Link.UP:
             return  # before the verdict a frame would be lost with the connection; the outbox keeps it instead
         for outgoing in self.outbox.queued(did):
@@ -621,7 +630,7 @@ class ClientCore:
             case frames.Knock():
                 self._knock(frame, now)
             case frames.KnockAccept():
-                self._knock_accept(frame)
+                self._knock_accept(frame, now)
             case frames.KnockReject():
                 self._knock_reject(frame, now)
             case frames.PendingMessages():
@@ -737,6 +746,7 @@ class ClientCore:
                 self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))
+            self._accepted_by.pop(peer.did, None)
             self._pump(peer.did, now)
             return None
         return failure
@@ -1025,7 +1035,7 @@ class ClientCore:
         detail = why if self.profile.extensions else None
         return frames.KnockReject(self.profile.did, sender, answer, knock.id, "policy_denied", stamp, detail)
 
-    def _knock_accept(self, frame: frames.KnockAccept) -> None:
+    def _knock_accept(self, frame: frames.KnockAccept, now: Instant) -> None:
         self._ack(frame.id, frame.sender)
         sender = _did_or_none(frame.sender)
         if sender is None:
@@ -1034,6 +1044,12 @@ class ClientCore:
         if peer.knock_id is not None and peer.knock_id == frame.knock_id:
             self._keep_peer(peer.accepted())
             self._events.append(KnockAccepted(sender))
+            self._answered(sender, now)
+
+    def _answered(self, did: Did, now: Instant) -> None:
+        """A peer that has complained has our new session, or takes too long to say so."""
+        if self._accepted_by.pop(did, None) is not None:
+            self._pump(did, now)
 
     def _knock_reject(self, frame: frames.KnockReject, now: Instant) -> None:
         self._ack(frame.id, frame.sender)
@@ -1044,6 +1060,7 @@ class ClientCore:
         if peer.knock_id is None or peer.knock_id != frame.knock_id:
             return  # only a knock that is out can be rejected; an invented id closes nothing
         rejected = peer.rejected()
+        self._accepted_by.pop(sender, None)
         if frame.detail == frames.UNKNOWN_PREKEY:
             self._keep_peer(rejected)
             self._reopen(sender, "the peer does not hold the prekey of our knock any more", now)
@@ -1264,6 +1281,7 @@ class ClientCore:
 
     def _forget(self, did: Did) -> None:
         del self._peers[did]
+        self._accepted_by.pop(did, None)
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None

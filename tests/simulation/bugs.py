@@ -187,11 +187,6 @@ class _DropsWhatItPushed(RelayCore):
             self._delivered(entry)
 
 
-class _TakesEveryComplaintForTheNewest(RelayCore):
-    def _supersede(self, earlier) -> None:  # type: ignore[no-untyped-def]
-        """Older copies are not counted."""
-
-
 class _ForgetsOnTheWayOut(RelayCore):
     def lost(self, link: Link) -> None:
         mailbox = link.binding.mailbox if link.binding is not None else None
@@ -280,13 +275,6 @@ BUGS: dict[str, Bug] = {
     ),
     "relay drops on close": Bug(
         "the relay forgets what a closing socket did not ack", Parts(relay=_ForgetsOnTheWayOut), "lost", 60, ("cut",)
-    ),
-    "relay confuses copies": Bug(
-        "a complaint about an older copy removes the newer one",
-        Parts(relay=_TakesEveryComplaintForTheNewest),
-        "order",
-        30,
-        ("sessions lost", "delayed"),
     ),
     "waits for nothing": Bug(
         "a message is taken at once although earlier ones are missing",

@@ -714,6 +714,33 @@ class TestHealing:
         self.pass_time(mesh, 5)
         assert bob.payloads == ["hello"]
 
+    def test_a_peer_that_has_complained_has_the_session_before_it_has_messages(self, mesh):
+        """The SDK reads frames behind a knock while it still opens the session, the first of them with the old one."""
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        mesh.hold_back(bob)
+        message = alice.send(bob, "hello")
+        mesh.inboxes[bob.did].clear()
+        alice.receive(encode(frames.Receipt(message, frames.ReceiptState.UNREAD)))
+        self.pass_time(mesh, 1)
+        (knock,) = waiting(mesh, bob)
+        assert isinstance(knock, frames.Knock)
+        alice.send(bob, "and more")
+        assert waiting(mesh, bob) == [knock]
+        mesh.let_go(bob)
+        mesh.settle()
+        assert bob.payloads == ["hello", "and more"]
+
+    def test_a_peer_that_has_complained_and_answers_no_knock_gets_its_messages_all_the_same(self, mesh):
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        mesh.hold_back(bob)
+        message = alice.send(bob, "hello")
+        mesh.inboxes[bob.did].clear()
+        alice.receive(encode(frames.Receipt(message, frames.ReceiptState.UNREAD)))
+        self.pass_time(mesh, 7)
+        knock, again = waiting(mesh, bob)
+        assert isinstance(knock, frames.Knock)
+        assert again.id == message
+
     def test_held_messages_that_are_given_up_are_said_to_be_unread(self, mesh):
         alice, bob = mesh.agent("alice", ack_when_saved=True), mesh.agent("bob", ack_when_saved=True)
         alice.send(bob, "hello")
