@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from meshlib.errors import InvalidValue
-from meshlib.responder.runtimes.presets import Options, Tools
+from meshlib.responder.runtimes.presets import HERMES_ERROR, Options, Tools
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
 from meshlib.responder.runtimes.reasoning import without_reasoning
@@ -50,7 +50,8 @@ class HermesRuntime:
         """Work on a task in a worker thread."""
         result = await anyio.to_thread.run_sync(self._converse, prompt_for(task), abandon_on_cancel=True)
         text = result.get("final_response")
-        if result.get("completed") is not True or result.get("failed") or not isinstance(text, str):
+        given = isinstance(text, str) and not text.lstrip().startswith(HERMES_ERROR)
+        if result.get("completed") is not True or result.get("failed") or not isinstance(text, str) or not given:
             return Failed("the agent's model gave no answer", f"hermes: {type(result.get('error')).__name__}")
         answer, reasoning = without_reasoning(text)
         if reasoning and self._keep_reasoning is not None:

@@ -77,7 +77,8 @@ _HERMES_TOOLSETS = {
     Tools.NONE: "context_engine",  # the one built in that holds no tool; naming none at all means everything
     Tools.MESH: "mesh",
 }
-_HERMES_ERROR = "\u26a0\ufe0f No reply:"
+HERMES_ERROR = "\u26a0\ufe0f No reply:"
+"""How the text begins that Hermes gives instead of an answer, and calls one."""
 
 
 def hermes(options: Options) -> Recipe:
@@ -117,7 +118,7 @@ def hermes(options: Options) -> Recipe:
             return failure
         usage = _object(_read(place.root / "usage.json"))
         text = finished.stdout.decode("utf-8", "replace")
-        if usage.get("completed") is not True or usage.get("failed") or text.lstrip().startswith(_HERMES_ERROR):
+        if usage.get("completed") is not True or usage.get("failed") or text.lstrip().startswith(HERMES_ERROR):
             return Failed("the agent's model gave no answer", f"hermes: {last_line(finished.stdout)}")
         return Text(
             text,
