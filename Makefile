@@ -7,7 +7,7 @@ NPM    := interop/node_modules/.package-lock.json
 # Empty without a node that can run the TypeScript parts.
 NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos large-file vectors coverage clean
+.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos large-file bench bench-quick vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,13 @@ chaos: venv ## kill -9 everything while messages flow, 20 rounds of 5,000; more 
 
 large-file: venv ## 1 GiB from process to process through a relay, and what it costs in memory
 	@$(BIN)/python -m tests.faults.large_file
+
+bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write docs/benchmarks.md: 20 minutes; BENCH='--only relay' for less
+	@$(BIN)/python -m bench --json docs/benchmarks.json $(BENCH)
+	@$(BIN)/python -m bench.report docs/benchmarks.json docs
+
+bench-quick: venv $(if $(NODE),npm) ## the same with tiny numbers that mean nothing, to see that it works
+	@$(BIN)/python -m bench --quick $(BENCH)
 
 vectors: venv ## every golden vector
 	@$(BIN)/python vectors/check.py vectors
