@@ -9,14 +9,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import machine, registry, relay
+from bench import machine, queues, registry, relay
 from bench.clients import suite as clients
 from bench.crypto import suite as crypto
 from bench.measures import Case, Contender, Measure, take_turns
 from bench.plan import FULL, QUICK
 from bench.terminal import Terminal
 
-SUITES = {"crypto": crypto.run, "relay": relay.run, "registry": registry.run, "client": clients.run}
+SUITES = {
+    "crypto": crypto.run,
+    "relay": relay.run,
+    "queues": queues.run,
+    "registry": registry.run,
+    "client": clients.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,6 +46,35 @@ def agt_python() -> Path | None:
     return None
 
 
+def broker(name: str) -> Path | None:
+    """``nats-server`` or ``mosquitto``: the system's, or taken out of its Debian packages without installing them."""
+    if (found := shutil.which(name)) is not None:
+        return Path(found)
+    home = CACHE / "debian"
+    unpacked = home / "usr" / "sbin" / name
+    if not unpacked.exists() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        print(f"fetching {name} into {home.relative_to(ROOT)}", file=sys.stderr)
+        home.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            quiet = {"cwd": home, "check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(["apt-get", "download", *_PACKAGES[name]], timeout=120, **quiet)  # type: ignore[call-overload]
+            for package in home.glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", package, "."], **quiet)  # type: ignore[call-overload]
+                package.unlink()
+    return unpacked if unpacked.exists() else None
+
+
+def broker_libraries() -> str:
+    """Where libraries unpacked with a broker are, as LD_LIBRARY_PATH has it."""
+    return ":".join(str(folder) for folder in (CACHE / "debian" / "usr" / "lib").glob("*-linux-gnu"))
+
+
+_PACKAGES = {
+    "nats-server": ["nats-server"],
+    "mosquitto": ["mosquitto", "libcjson1", "libwebsockets17", "libdlt2", "libwrap0", "libev4", "libuv1"],
+}
+
+
 def node() -> str | None:
     """node, if it is there and the SDK is installed (``make npm``)."""
     return shutil.which("node") if SDK.exists() else None

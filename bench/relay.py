@@ -81,7 +81,7 @@ class Pattern:
         recipients = loop.open([Agent() for _ in range(1 + max(recipient for _, recipient in self.ways))])
         # loop.open returns them in the order in which they were bound, which is as good as any.
         lanes = [
-            Lane.between(number, senders[sender].agent.did, recipients[recipient].agent.did, payload)
+            Lane.between(number, senders[sender].did, recipients[recipient].did, payload)
             for number, (sender, recipient) in enumerate(self.ways)
         ]
         traffic = Traffic(loop, Shape.of(lanes[0]), acks=self.acks)
@@ -130,11 +130,11 @@ def connects(relay: Relay, count: int) -> Run:
         return Run(count / spent, {"server": cpu / spent, "load": own / spent, "us": cpu / count * 1e6})
 
 
-def backlog(relay: Relay, recipients: int, each: int) -> Run:
+def backlog(relay: Relay, recipients: int, each: int, payload: int = 256) -> Run:
     """Messages per second that absent recipients get, from their proofs until the last has everything."""
     with relay.loaded() as (server, loop):
         agents = [Agent() for _ in range(recipients)]
-        traffic = _leave_mail(server, loop, agents, each, senders=4)
+        traffic = _leave_mail(server, loop, agents, each, senders=4, payload=payload)
         ready = loop.half_open(agents, partial(_reader, traffic))
         cpu, own, began = machine.cpu_seconds(server.pid), time.process_time(), time.perf_counter()
         for prove in ready:
@@ -147,12 +147,14 @@ def _reader(traffic: Traffic, connection: Connection) -> Callable[[bytes], None]
     return connection.take
 
 
-def _leave_mail(server: servers.Server, loop: Loop, agents: list[Agent], each: int, senders: int) -> Traffic:
+def _leave_mail(
+    server: servers.Server, loop: Loop, agents: list[Agent], each: int, senders: int, payload: int = 256
+) -> Traffic:
     """Send to agents that are not there, and wait until the relay says that it has stored everything."""
     sending = loop.open([Agent() for _ in range(senders)])
     stored = _stored(server)
     lanes = [
-        (sender, Lane.between(len(agents) * index + number, sender.agent.did, agent.did, 256))
+        (sender, Lane.between(len(agents) * index + number, sender.did, agent.did, payload))
         for index, sender in enumerate(sending)
         for number, agent in enumerate(agents)
     ]
@@ -222,7 +224,7 @@ def storm(relay: Relay, count: int, each: int) -> Run:
                 dialled += 1
             while due <= time.perf_counter():
                 pair.due.append(due)
-                pair.sender.send(pair.lane.frame(pair.sent))
+                pair.sender.send(pair.lane.frames(pair.sent, 1))
                 pair.sent += 1
                 due += 1 / _BYSTANDER_RATE
             loop.step(0.001)

@@ -56,7 +56,22 @@ _METHOD = """\
   whether more or less is better.
 """
 
-_TITLES = {"crypto": "Cryptography", "relay": "Relay", "registry": "Registry", "client": "Client"}
+_TITLES = {
+    "crypto": "Cryptography",
+    "relay": "Relay",
+    "queues": "What one would take instead of a relay",
+    "registry": "Registry",
+    "client": "Client",
+}
+_ABOUT = {
+    "queues": (
+        "Brokers with one durable queue per recipient; publishers wait for the broker's confirmation, recipients acknowledge",
+        "each message. None of them proves identities, encrypts end to end or speaks the SDK's wire. Ours is on disk within",
+        "milliseconds; JetStream writes a file and syncs it every two minutes; mosquitto (QoS 1, persistent sessions) saves",
+        "when it ends; AGT forgets.",
+        "",
+    )
+}
 
 
 def page(said: dict[str, Any], notes: str) -> str:
@@ -98,7 +113,7 @@ def _summary(measures: Sequence[Measure]) -> str:
 
 
 def _section(group: str, title: str, measures: Sequence[Measure]) -> str:
-    lines = [f"## {title}"]
+    lines = [f"## {title}", *_ABOUT.get(group, ())]
     pictures = {"relay": ("throughput", "latency", "memory", "growth")}.get(group, ())
     timed = [measure for measure in measures if measure.case.name == "latency"]
     plain = [measure for measure in measures if measure not in timed]

@@ -37,6 +37,7 @@ class Program:
     """How to start a server: arguments from port and a folder for what it stores."""
 
     argv: Callable[[int, Path], list[str | Path]]
+    speaks_http: bool = True
 
 
 def _ours(kind: str, *options: str, durable: bool = True) -> Program:
@@ -65,6 +66,29 @@ OUR_RELAY_IN_MEMORY = _ours("relay", durable=False)
 OUR_RELAY_LEGACY = _ours("relay", "--allow-legacy")
 AGT_RELAY = _agt("relay")
 
+
+def _nats(port: int, folder: Path) -> list[str | Path]:
+    return [_found("nats-server"), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", folder]
+
+
+def _mosquitto(port: int, folder: Path) -> list[str | Path]:
+    settings = folder / "mosquitto.conf"
+    settings.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
+        "max_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_type error\n"
+    )
+    return [_found("mosquitto"), "-c", settings]
+
+
+def _found(name: str) -> Path:
+    found = peers.broker(name)
+    assert found is not None
+    return found
+
+
+NATS = Program(_nats, speaks_http=False)
+MOSQUITTO = Program(_mosquitto, speaks_http=False)
+
 _UNLIMITED = "900000/900000"  # all requests come from one address, which the default limits would stop
 _REGISTRY = (
     *("--registrations-per-address", _UNLIMITED, "--keys-per-target", _UNLIMITED),
@@ -88,14 +112,14 @@ def running(program: Program) -> Iterator[Server]:
     process = subprocess.Popen(
         [str(part) for part in program.argv(port, folder)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | {"LD_LIBRARY_PATH": peers.broker_libraries()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
         preexec_fn=lambda: machine.pin(machine.SERVER_CORE),
     )
     try:
-        _wait(process, port, errors.name)
+        _wait(process, port, errors.name, health if program.speaks_http else _answers)
         yield Server(process.pid, port, folder, time.perf_counter() - began)
     finally:
         process.terminate()
@@ -108,14 +132,18 @@ def running(program: Program) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, errors: str) -> None:
+def _wait(process: subprocess.Popen[bytes], port: int, errors: str, ask: Callable[[int], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            health(port)
+            ask(port)
             return
         time.sleep(0.005)
     raise RuntimeError(f"a server does not answer: {Path(errors).read_text()[-2000:]}")
+
+
+def _answers(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port)).close()
 
 
 def health(port: int) -> bytes:

@@ -58,8 +58,10 @@ def visit(did: str, count: int, relay: servers.Server, registry: servers.Server)
 
 
 def _knock(guest: Connection, host: Did, bundle: PrekeyBundle) -> None:
-    me, now = guest.agent.identity.did, timestamp(time.time())
-    session, opening = Session.initiate(guest.agent.identity, me, host, bundle, Dialect.AGT5, os.urandom)
+    assert guest.agent is not None
+    identity, now = guest.agent.identity, timestamp(time.time())
+    me = identity.did
+    session, opening = Session.initiate(identity, me, host, bundle, Dialect.AGT5, os.urandom)
     _, header, ciphertext = session.encrypt(b'"hello"', os.urandom)
     establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), opening.one_time_key_id)
     knock = frames.Knock(me, host, str(uuid4()), now, establishment)

@@ -33,13 +33,19 @@ class Connection:
 
     __slots__ = ("_loop", "agent", "closed", "fd", "rest", "sock", "take", "unsent")
 
-    def __init__(self, loop: Loop, agent: Agent, take: Take) -> None:
+    def __init__(self, loop: Loop, agent: Agent | None, take: Take) -> None:
         self._loop, self.agent, self.take = loop, agent, take
         self.sock = socket.socket()
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.fd = self.sock.fileno()
         self.unsent, self.rest, self.closed = b"", b"", False
+
+    @property
+    def did(self) -> str:
+        """Whose connection it is."""
+        assert self.agent is not None
+        return self.agent.did
 
     def send(self, data: bytes) -> None:
         """Write as much as the socket takes; the rest follows."""
@@ -193,6 +199,20 @@ class Loop:
                 raise LoadError(f"the relay upgraded {len(ready)} of {len(agents)} connections")
         return ready
 
+    def plain(self, take: Callable[[Connection, bytes], None], first: bytes) -> Connection:
+        """A connection of another protocol than ours, which begins by writing ``first``."""
+        connection = Connection(self, None, lambda _: None)
+        connection.take = lambda data: take(connection, data)
+        self._dial(connection, first)
+        return connection
+
+    def _dial(self, connection: Connection, first: bytes) -> None:
+        with contextlib.suppress(BlockingIOError):
+            connection.sock.connect(self._address)
+        self._by_fd[connection.fd] = connection
+        connection.unsent = first
+        self._poll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+
     def dial(
         self,
         agent: Agent,
@@ -214,11 +234,7 @@ class Loop:
                 self._introduce(connection, hello, bound, probe)
 
         connection.take = take
-        with contextlib.suppress(BlockingIOError):
-            connection.sock.connect(self._address)
-        self._by_fd[connection.fd] = connection
-        connection.unsent = UPGRADE
-        self._poll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        self._dial(connection, UPGRADE)
         return connection
 
     def _hello(self, connection: Connection, data: bytes) -> bytes | None:
@@ -232,6 +248,7 @@ class Loop:
         connection.rest = rest
         challenge = _CHALLENGE.search(head)
         text = challenge[1].decode() if challenge else None
+        assert connection.agent is not None
         return connection.agent.connect(text, time.time(), receipts=self._receipts)
 
     def _introduce(
@@ -239,7 +256,7 @@ class Loop:
     ) -> None:
         wanted = b'"type":"connected"'
         if probe:
-            did = connection.agent.did
+            did = connection.did
             number = time.monotonic_ns() % 10**12  # of its own each: a relay drops a second frame of the same id
             hello += Lane.between(_PROBE, did, did, 16).frame(number)
             wanted = b'"id":"%08x-0000-4000-8000-%012d"' % (_PROBE, number)

@@ -9,15 +9,27 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from bench import machine
 from bench.load.loop import Connection, Loop
-from bench.load.wire import ACK_AFTER, ACK_BEFORE, ID_LENGTH, PONG, Lane, Shape, client_frame, cut
+from bench.load.wire import ACK_AFTER, ACK_BEFORE, ID_LENGTH, PONG, Shape, client_frame, cut
 from bench.measures import Run, percentile
 
 _ID = re.compile(rb'"id":"([0-9a-f]{8})-0000-4000-8000-(\d{12})"')
 _DELIVERED = b'"state":"delivered"'
 _ERROR = b'"type":"error"'
+
+
+class Frames(Protocol):
+    """What makes the bytes of a lane's messages."""
+
+    @property
+    def number(self) -> int:
+        """Which lane it is."""
+
+    def frames(self, first: int, count: int) -> bytes:
+        """Consecutive messages, ready to be sent."""
 
 
 class Flow:
@@ -37,7 +49,7 @@ class Flow:
         "window",
     )
 
-    def __init__(self, lane: Lane, sender: Connection, window: int) -> None:
+    def __init__(self, lane: Frames, sender: Connection, window: int) -> None:
         self.lane, self.sender, self.window = lane, sender, window
         self.sent = self.received = self.expected = self.doubled = self.reordered = 0
         self.missing: set[int] = set()
@@ -81,7 +93,7 @@ class Traffic:
 
     # --- roles --------------------------------------------------------------------------------------------------------
 
-    def add(self, lane: Lane, sender: Connection, recipient: Connection | None, window: int) -> Flow:
+    def add(self, lane: Frames, sender: Connection, recipient: Connection | None, window: int) -> Flow:
         """A flow along a lane. A recipient of None is not there yet."""
         flow = self.flows[lane.number] = Flow(lane, sender, window)
         sender.take = lambda data: self._told(sender, data)
@@ -210,7 +222,7 @@ class Traffic:
                 flow = flows[sent % len(flows)]
                 flow.due.append(due)
                 self.lateness.append(clock() - due)
-                flow.sender.send(flow.lane.frame(flow.sent))
+                flow.sender.send(flow.lane.frames(flow.sent, 1))
                 flow.sent += 1
                 sent += 1
             self.loop.step(0)
