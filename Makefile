@@ -62,7 +62,10 @@ large-file: venv ## 1 GiB from process to process through a relay, and what it c
 	@$(BIN)/python -m tests.faults.large_file
 
 bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write docs/benchmarks.md: 20 minutes; BENCH='--only relay' for less
+
+bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write docs/benchmarks.md: 25 minutes; less with BENCH='--only relay'
 	@$(BIN)/python -m bench --json docs/benchmarks.json $(BENCH)
+	@$(BIN)/python -m bench.profile docs/benchmarks.json
 	@$(BIN)/python -m bench.report docs/benchmarks.json docs
 
 bench-quick: venv $(if $(NODE),npm) ## the same with tiny numbers that mean nothing, to see that it works

@@ -62,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(path: Path, about: Mapping[str, str], measures: Sequence[Measure]) -> None:
     """Write measures as JSON; those of an older file that were not measured now are kept."""
     listed = [measure.to_json() for measure in measures]
+    kept: dict[str, object] = {}
     keys = [(one["group"], one["name"], one["parameters"]) for one in listed]
     if path.exists():
-        older = json.loads(path.read_text())["measures"]
+        said = json.loads(path.read_text())
+        older, kept = said["measures"], {"profiles": said.get("profiles", {})}
         listed = [one for one in older if (one["group"], one["name"], one["parameters"]) not in keys] + listed
-    path.write_text(json.dumps({"about": dict(about), "measures": listed}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": dict(about), "measures": listed} | kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

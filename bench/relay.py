@@ -277,7 +277,7 @@ def steps(plan: Plan) -> Iterator[Step]:
         )
         yield Step(case, partial(latency, rate=rate, seconds=plan.seconds))
     for count in plan.idle:
-        case = Case("relay", "memory of an idle connection", {"connections": count}, "KiB", False)
+        case = Case("relay", "memory of an idle connection", {"connections": count}, "KiB", False, {AGT: 3.0})
         yield Step(case, partial(idle_memory, count=count))
     case = Case("relay", "connects", {"agents": plan.connects}, "connects/s", True, {AGT: 2.5})
     yield Step(case, partial(connects, count=plan.connects))

@@ -65,10 +65,10 @@ _TITLES = {
 }
 _ABOUT = {
     "queues": (
-        "Brokers with one durable queue per recipient; publishers wait for the broker's confirmation, recipients acknowledge",
-        "each message. None of them proves identities, encrypts end to end or speaks the SDK's wire. Ours is on disk within",
-        "milliseconds; JetStream writes a file and syncs it every two minutes; mosquitto (QoS 1, persistent sessions) saves",
-        "when it ends; AGT forgets.",
+        "Brokers with one durable queue per recipient; publishers count the broker's confirmations, recipients",
+        "acknowledge each message. None of them proves identities, encrypts end to end or speaks the SDK's wire.",
+        "Ours is on disk within milliseconds; JetStream writes a file and syncs it every two minutes; mosquitto",
+        "(QoS 1, persistent sessions) saves when it ends; AGT forgets.",
         "",
     )
 }
@@ -84,6 +84,8 @@ def page(said: dict[str, Any], notes: str) -> str:
         mine = [measure for measure in measures if measure.case.group == group]
         if mine:
             parts.append(_section(group, title, mine))
+    if said.get("profiles"):
+        parts.append(_profiles(said["profiles"]))
     return "\n".join([*parts, _METHOD, _machine(said["about"])])
 
 
@@ -156,6 +158,19 @@ def _latencies(measures: Iterable[Measure]) -> Iterator[tuple[str, ...]]:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     body = [f"| {' | '.join(row)} |" for row in rows]
     return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *body]
+
+
+def _profiles(profiles: dict[str, list[list[Any]]]) -> str:
+    lines = [
+        "## Where the time goes",
+        "Own time of functions as a share of all, by cProfile, which makes Python look dearer than C. The thread that",
+        "writes to SQLite is not in it.",
+        "",
+    ]
+    for title, rows in profiles.items():
+        listed = [f"{name} {share:.0%}" for name, share in rows]
+        lines += [f"- **{title}**: {', '.join(listed)}"]
+    return "\n".join([*lines, ""])
 
 
 def _machine(about: dict[str, str]) -> str:
