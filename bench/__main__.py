@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = options.rounds or plan.rounds
     measures: list[Measure] = []
 
-    def turns(case: Case, contenders: Mapping[str, Contender], times: int | None = None) -> Measure:
+    def turns(case: Case, contenders: Mapping[str, Contender], most_rounds: int = 99) -> Measure:
         if options.case not in case.title:
             return Measure(case, {})
         terminal.begin(case)
-        measure = take_turns(case, contenders, times or rounds)
+        measure = take_turns(case, contenders, min(rounds, most_rounds))
         measures.append(measure)
         terminal.show(measure)
         if options.json:

@@ -63,6 +63,9 @@ def latency(measures: Measures) -> Any:
         for share, style in (("p50", "-"), ("p90", "--"), ("p99", ":")):
             line(axes, chosen(measures, "latency"), who, "messages/s", share, linestyle=style, label=f"{who} {share}")
     axes.set(xscale="log", yscale="log", xlabel="messages/s", ylabel="ms from when it was due")
+    rates = sorted(one["parameters"]["messages/s"] for one in chosen(measures, "latency"))
+    axes.set_xticks(rates, [f"{rate / 1000:g}k" for rate in rates])
+    axes.minorticks_off()
     return figure
 
 
@@ -88,8 +91,14 @@ def growth(measures: Measures) -> Any:
         for who, colour in COLOURS.items():
             xs = [one["parameters"][at] for one in found]
             axes.plot(xs, [1e6 / median(one, who) for one in found], marker="o", color=colour, label=who)
+        low, high = axes.get_ylim()
         axes.set(
-            xscale="log", yscale="log", xlabel=at.replace("messages each", "messages waiting"), ylabel="µs", title=title
+            xscale="log",
+            yscale="log",
+            xlabel=at.replace("messages each", "messages waiting"),
+            ylabel="µs",
+            ylim=(low / 4, high * 4),
+            title=title,
         )
     return figure
 

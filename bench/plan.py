@@ -12,8 +12,8 @@ from bench.measures import Case, Contender, Measure
 class Turns(Protocol):
     """Measures a case in turns, shows and keeps the result."""
 
-    def __call__(self, case: Case, contenders: Mapping[str, Contender], times: int | None = None) -> Measure:
-        """``times`` is how often each contender has its turn, if the run's own number does not fit."""
+    def __call__(self, case: Case, contenders: Mapping[str, Contender], most_rounds: int = 99) -> Measure:
+        """``most_rounds`` bounds the rounds of a case that takes long."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Plan:
     """Between two clients."""
     peers: int = 10_000
     """Of one client."""
-    starts: int = 5
 
 
 FULL = Plan()
@@ -67,5 +66,4 @@ QUICK = Plan(
     agents=(50, 200),
     messages=100,
     peers=30,
-    starts=1,
 )

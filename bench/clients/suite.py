@@ -81,7 +81,7 @@ def peers_memory(plan: Plan) -> Run:
         with _popen(argv) as process:
             assert process.stdout is not None
             try:
-                crowd.visit(json.loads(process.stdout.readline())["did"], plan.peers, relay, registry)
+                crowd.visit(json.loads(process.stdout.readline())["did"], plan.peers, relay.port, registry.port)
                 return _result(process.stdout.readline(), argv)
             finally:
                 process.terminate()
@@ -130,11 +130,10 @@ def run(plan: Plan, turns: Turns) -> None:
         sdk = "require('./interop/node_modules/@microsoft/agent-governance-sdk')"
         imports[SDK] = partial(start, [node, "-e", sdk])
         imports["node alone"] = partial(start, [node, "-e", ""])
-    turns(Case("client", "import", {}, "ms of CPU", False), imports, plan.starts)
+    turns(Case("client", "import", {}, "ms of CPU", False), imports)
     turns(
         Case("client", "command line", {"command": "mesh --version"}, "ms of CPU", False),
         {OURS: partial(start, [sys.executable, "-m", "meshlib", "--version"])},
-        plan.starts,
     )
     for kind, pair in (
         ("relay", (servers.OUR_RELAY, servers.AGT_RELAY)),
@@ -143,4 +142,4 @@ def run(plan: Plan, turns: Turns) -> None:
         started: Mapping[str, Contender] = {
             name: partial(start_server, program) for name, program in zip((OURS, "AGT"), pair, strict=True)
         }
-        turns(Case("client", "server start", {"server": kind}, "ms", False), started, plan.starts)
+        turns(Case("client", "server start", {"server": kind}, "ms", False), started)

@@ -215,7 +215,7 @@ class Traffic:
         something before it waited is late, too. The value is the median in milliseconds."""
         flows = list(self.flows.values())
         clock, period, total = time.perf_counter, 1 / rate, int(rate * seconds)
-        server, own, began, sent = machine.cpu_seconds(pid), time.process_time(), clock() + 0.01, 0
+        server, began, sent = machine.cpu_seconds(pid), clock() + 0.01, 0
         while sent < total:
             now = clock()
             while sent < total and (due := began + sent * period) <= now:
@@ -228,9 +228,8 @@ class Traffic:
             self.loop.step(0)
             if now - began > 3 * seconds:
                 break
-        spent = clock() - began
-        server, own = machine.cpu_seconds(pid) - server, time.process_time() - own
         self.drain()
+        spent, server = clock() - began, machine.cpu_seconds(pid) - server
         ordered, late = sorted(self.latencies), sorted(self.lateness)
         return Run(
             percentile(ordered, 0.5) * 1000,
@@ -238,7 +237,7 @@ class Traffic:
                 **{f"p{share}": percentile(ordered, share / 100) * 1000 for share in (50, 90, 99)},
                 "late99": percentile(late, 0.99) * 1000,
                 "server": server / spent,
-                "us": server / total * 1e6,
+                "us": server / max(1, sent) * 1e6,
                 **self.faults(),
             },
         )
