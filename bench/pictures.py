@@ -88,13 +88,12 @@ def growth(measures: Measures) -> Any:
         (left, chosen(measures, "discovery"), "agents", "per discovery"),
         (right, chosen(measures, "mail drained", recipients=1), "messages each", "per message of a deep inbox"),
     ):
+        axes.set(xscale="log", yscale="log")
         for who, colour in COLOURS.items():
             xs = [one["parameters"][at] for one in found]
             axes.plot(xs, [1e6 / median(one, who) for one in found], marker="o", color=colour, label=who)
         low, high = axes.get_ylim()
         axes.set(
-            xscale="log",
-            yscale="log",
             xlabel=at.replace("messages each", "messages waiting"),
             ylabel="µs",
             ylim=(low / 4, high * 4),

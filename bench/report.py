@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import peers
 from bench.measures import OURS, Measure
-from bench.terminal import number
+from bench.terminal import number, remark
 
 PICTURES = {
     "throughput": "Messages per second against payload, 8 pairs, with acks",
@@ -138,7 +138,8 @@ def _rows(measures: Iterable[Measure]) -> Iterator[tuple[str, ...]]:
             compared = OURS in measure.runs and name != OURS
             ratio = f"{measure.ratio(name):.2f}x" if compared else ""
             used = f"{number(measure.median(name, 'us'))} µs" if all("us" in run.details for run in runs) else ""
-            value = f"{number(measure.median(name))}{bound}{wrong}"
+            beside = f"; {told}" if (told := remark(measure, name)) else ""
+            value = f"{number(measure.median(name))}{bound}{wrong}{beside}"
             yield title, name, value, f"±{measure.spread(name):.0%}", ratio, used
             title = ""
 

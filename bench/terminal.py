@@ -43,6 +43,8 @@ class Terminal:
                     line += self._paint(wanted + (" reached" if reached else " missed"), "green" if reached else "red")
             if all("us" in run.details for run in runs):
                 line += self._paint(f"  {measure.median(name, 'us'):.1f} us of CPU each", "dim")
+            if beside := remark(measure, name):
+                line += self._paint(f"  {beside}", "dim")
             if any(run.load_bound for run in runs):
                 line += self._paint("  the load generator is the bottleneck", "yellow")
             if faults := sum(run.faults for run in runs):
@@ -61,6 +63,17 @@ class Terminal:
         if faults:
             self._say(self._paint(f"{faults} messages of ours lost, doubled, reordered or refused", "red"))
         return 1 if faults else 0
+
+
+def remark(measure: Measure, contender: str) -> str:
+    """What was seen beside the value, for the cases that see something."""
+    runs = measure.runs[contender]
+    if measure.case.name == "reconnect storm":
+        p50, p99 = (number(measure.median(contender, share)) for share in ("p50", "p99"))
+        return f"a pair beside it: p50 {p50} ms, p99 {p99} ms"
+    if all("each" in run.details for run in runs):
+        return f"{number(measure.median(contender, 'each'))} KiB per peer"
+    return ""
 
 
 def number(value: float) -> str:
