@@ -61,8 +61,6 @@ chaos: venv ## kill -9 everything while messages flow, 20 rounds of 5,000; more 
 large-file: venv ## 1 GiB from process to process through a relay, and what it costs in memory
 	@$(BIN)/python -m tests.faults.large_file
 
-bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write docs/benchmarks.md: 20 minutes; BENCH='--only relay' for less
-
 bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write docs/benchmarks.md: 25 minutes; less with BENCH='--only relay'
 	@$(BIN)/python -m bench --json docs/benchmarks.json $(BENCH)
 	@$(BIN)/python -m bench.profile docs/benchmarks.json
