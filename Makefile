@@ -37,7 +37,7 @@ test: venv $(if $(NODE),npm) ## everything: style, types, vectors, and all tests
 	test $$failed = 0 || echo "make test: style, types or vectors failed, see above; the tests run all the same" >&2; \
 	$(BIN)/pytest -m 'not runtimes' tests || failed=1; exit $$failed
 
-test-runtimes: venv ## tools and responders in the real runtimes; installs them below .cache/runtimes the first time
+test-runtimes: venv $(if $(NODE),npm) ## tools and responders in the real runtimes; installs them below .cache/runtimes the first time
 	@$(BIN)/pytest -q -m runtimes tests/runtimes
 
 check: style types fast ## style, types and the fast tests: run before every commit
