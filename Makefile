@@ -38,7 +38,7 @@ test: venv $(if $(NODE),npm) ## everything: style, types, vectors, and all tests
 	$(BIN)/pytest -m 'not runtimes' tests || failed=1; exit $$failed
 
 test-runtimes: venv $(if $(NODE),npm) ## tools and responders in the real runtimes; installs them below .cache/runtimes the first time
-	@$(BIN)/pytest -q -m runtimes tests/runtimes
+	@$(BIN)/pytest -q -m runtimes tests
 
 check: style types fast ## style, types and the fast tests: run before every commit
 

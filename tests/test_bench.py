@@ -139,6 +139,7 @@ def test_pings_among_messages_are_answered_and_nothing_is_missed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.runtimes
 def test_quick_run_measures_everything_and_makes_a_page(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     run = subprocess.run(
