@@ -179,6 +179,9 @@ class _Line:
             if not answered:
                 with anyio.move_on_after(CANCEL_SECONDS, shield=True):
                     await self._call_off(number)
+                    for frame in waiting.frames:  # the answer came, and so did the end of waiting for it
+                        if isinstance(frame, Returned):
+                            await self._leave_to_others(frame.value)
 
     async def _call_off(self, number: int) -> None:
         with suppress(TransportError):  # if the daemon's end is gone, every call has ended
