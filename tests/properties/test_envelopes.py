@@ -3,7 +3,7 @@
 import contextlib
 import json
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshlib.errors import MalformedFrame
@@ -85,16 +85,22 @@ json_values = st.recursive(
 )
 
 
+patient = settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine making envelopes takes its time
+
+
+@patient
 @given(envelopes)
 def test_what_is_written_is_read_back_through_the_payload_codec(envelope):
     assert read_envelope(decode_payload(encode_payload(write_envelope(envelope)))) == envelope
 
 
+@patient
 @given(envelopes)
 def test_what_a_python_peer_encodes_twice_is_the_same(envelope):
     assert read_envelope(json.dumps(write_envelope(envelope))) == envelope
 
 
+@patient
 @given(kinds, st.dictionaries(members, json_values, max_size=8), st.booleans())
 def test_odd_members_are_read_or_refused_and_nothing_else(kind, odd, as_text):
     payload = {**odd, "type": kind}
@@ -102,6 +108,7 @@ def test_odd_members_are_read_or_refused_and_nothing_else(kind, odd, as_text):
         read_envelope(json.dumps(payload) if as_text else payload)
 
 
+@patient
 @given(json_values | st.binary())
 def test_any_payload_is_looked_at_without_harm(payload):
     envelope_type(payload)
