@@ -35,7 +35,7 @@ demo: venv $(if $(NODE),npm) ## agents in Python and TypeScript talk through a r
 test: venv $(if $(NODE),npm) ## everything: style, types, vectors, and all tests, with real processes in three runtimes
 	@failed=0; $(MAKE) --no-print-directory style types vectors || failed=1; \
 	test $$failed = 0 || echo "make test: style, types or vectors failed, see above; the tests run all the same" >&2; \
-	$(BIN)/pytest -m 'not runtimes' tests || failed=1; exit $$failed
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not runtimes' tests || failed=1; exit $$failed
 
 test-runtimes: venv $(if $(NODE),npm) ## tools and responders in the real runtimes; installs them below .cache/runtimes the first time
 	@$(BIN)/pytest -q -m runtimes tests

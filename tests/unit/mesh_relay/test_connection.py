@@ -228,6 +228,18 @@ def test_an_oversized_message_that_comes_at_once_is_dropped_too() -> None:
         (frame(b"x", fin=False) + frame(b"y"), 1002),
         (b"\x88\x81mask\x00", 1002),
     ],
+    ids=[
+        "fragments over the limit",
+        "more than is skipped",
+        "length over 63 bits",
+        "no mask",
+        "reserved bit",
+        "unknown opcode",
+        "long ping",
+        "continues nothing",
+        "a message within a message",
+        "short close",
+    ],
 )
 def test_broken_framing_closes(stream: bytes, code: int) -> None:
     connection, _ = opened()
@@ -254,7 +266,9 @@ def test_a_message_in_more_than_1024_fragments_closes() -> None:
     assert Close.parse(b"".join(connection.writes())[2:]).code == 1009
 
 
-@pytest.mark.parametrize("irregular", [frame(b"", 9), frame(b"", 10), frame(b"", 9) + frame(b"", 10)])
+@pytest.mark.parametrize(
+    "irregular", [frame(b"", 9), frame(b"", 10), frame(b"", 9) + frame(b"", 10)], ids=["pings", "pongs", "both"]
+)
 def test_before_trust_only_a_handful_of_control_frames_is_taken(irregular: bytes) -> None:
     connection, _ = opened(trusted=False)
     assert connection.receive(irregular * 4) == []
