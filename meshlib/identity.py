@@ -5,7 +5,7 @@ Owns the binding between a DID, an Ed25519 key and an X25519 key. Leaves keeping
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NewType
 
 import nacl.bindings
@@ -48,12 +48,17 @@ def parse_did(text: str) -> Did:
     Raises:
         InvalidValue: not a DID, longer than 256 characters, or with white space or control characters.
     """
+    return _checked(text)
+
+
+@lru_cache(maxsize=4096)  # a conversation names the same two in every frame
+def _checked(text: str) -> Did:
     parts = text.split(":", 2)
     if len(parts) != 3 or parts[0] != "did" or not parts[1] or not parts[2]:
         raise InvalidValue("a DID looks like did:mesh:<32 hex digits>")
     if len(text) > MAX_DID_LENGTH:
         raise InvalidValue(f"a DID has at most {MAX_DID_LENGTH} characters, not {len(text)}")
-    if not text.isprintable() or any(character.isspace() for character in text) or "|" in text:
+    if not text.isprintable() or " " in text or "|" in text:
         raise InvalidValue("a DID holds no white space, control characters or '|'")
     return Did(text)
 

@@ -43,7 +43,8 @@ CORES = tuple(
 CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "outgoing", "pieces", "records"))
 STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(
-    f"meshlib.client.{name}" for name in ("mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
+    f"meshlib.client.{name}"
+    for name in ("bell", "mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
 RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs", "policy"))
 RUNTIMES = ("meshlib.responder.runtimes",)

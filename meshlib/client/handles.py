@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
-import anyio
-
+from meshlib.client.bell import Bell
 from meshlib.client.events import DeliveryState, Event, Received
 from meshlib.errors import InvalidValue, KnockRefused, MeshError
 from meshlib.identity import Did
@@ -56,8 +55,11 @@ class Message:
 class Inbox:
     """An async iterator over messages; made by :meth:`meshlib.MeshClient.inbox`."""
 
-    def __init__(self, receive: Callable[[], Awaitable[Message]]) -> None:
+    def __init__(
+        self, receive: Callable[[], Awaitable[Message]], confirm: Callable[[Message], Awaitable[None]]
+    ) -> None:
         self._receive = receive
+        self._confirm = confirm
         self._last: Message | None = None
 
     def __aiter__(self) -> Self:
@@ -66,7 +68,7 @@ class Inbox:
     async def __anext__(self) -> Message:
         if self._last is not None:
             last, self._last = self._last, None
-            await last.ack()
+            await self._confirm(last)
         self._last = await self._receive()
         return self._last
 
@@ -76,7 +78,7 @@ class Events:
 
     def __init__(self, limit: int) -> None:
         self._told: deque[Event] = deque(maxlen=limit)
-        self._news = anyio.Event()
+        self._news = Bell()
         self._ended = False
 
     def __aiter__(self) -> Self:
@@ -100,8 +102,7 @@ class Events:
         self._wake()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
+        self._news.ring()
 
 
 class Receipt:
@@ -119,7 +120,7 @@ class Receipt:
         self.peer = peer
         self.state = state
         self.detail = ""
-        self._changed = anyio.Event()
+        self._changed = Bell()
         self.hopeless: MeshError | None = None
         """Why the client can do nothing more for the message, if so; it waits in the store."""
         self._watchers: list[Callable[[], None]] = []
@@ -140,8 +141,7 @@ class Receipt:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.ring()
         for told in self._watchers:
             told()
 

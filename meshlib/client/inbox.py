@@ -5,7 +5,8 @@ Owns that nothing is handed over twice by accident. Leaves decrypting and acknow
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from meshlib.identity import Did
 from meshlib.store.protocol import InboxKey, Incoming
@@ -78,6 +79,10 @@ class Inbox:
             incoming = self._entries.get(key)
             if incoming is not None:
                 self._line_up(key, lane_of(incoming))
+
+    def lanes_ready(self) -> list[int]:
+        """Lanes in which something is ready to be handed over."""
+        return [lane for lane, keys in self._ready.items() if keys]
 
     def hand_over(self, lane: int = 0) -> list[Incoming]:
         """What is ready, in order; each is marked, so that it shows should it have to be offered again."""

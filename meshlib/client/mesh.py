@@ -10,7 +10,7 @@ import random
 import ssl
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from meshlib.client.bell import Bell
 from meshlib.client.core import ClientCore, Link, Profile
 from meshlib.client.epochs import EPOCH_KEY, published_epoch
 from meshlib.client.events import (
@@ -79,6 +80,9 @@ BATCH = 256 * 1024
 """Bytes per write to the relay, so that a slow link shows progress between them."""
 SLOWEST_LINK = 8 * 1024
 """Bytes per second below which a link counts as stuck."""
+CONFIRMED_AT_ONCE = 32
+"""Messages an inbox hands over before everybody else has a turn: what they cause is then saved and sent together, and a
+loop that never waits keeps nobody from working for long."""
 QUESTIONS = 100
 """Knocks the policy may be pondering over at the same time; the oldest is given up first."""
 
@@ -110,12 +114,11 @@ class MeshClient:
         self._socket: WebSocket | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
-        self._due = anyio.Event()
-        self._work = anyio.Event()
-        self._saved = anyio.Event()
-        self._steps_asked = 0
-        self._steps_saved = 0
-        self._arrivals_step = 0
+        self._step_wanted = False
+        self._work = Bell()
+        self._saving = self._next_step = _Step()
+        self._due_at = 0.0
+        self._due_earlier = Bell()
         self._published: tuple[list[str], dict[str, object]] = ([], {})
         """Capabilities and metadata, as the registry has them."""
         self._keys_moved = False
@@ -123,10 +126,15 @@ class MeshClient:
         self._pondering: OrderedDict[object, anyio.CancelScope] = OrderedDict()
         self._entered = False
         self._left = False
-        self._link_changed = anyio.Event()
-        self._room = anyio.Event()
-        self._arrived = anyio.Event()
+        self._link_changed = Bell()
+        self._room = Bell()
+        self._arrived: defaultdict[int, Bell] = defaultdict(Bell)
+        """By lane of the inbox."""
         self._arrivals: deque[Received] = deque()
+        """What was handed over, on its way to whoever receives."""
+        self._arrivals_step = self._saving
+        self._receivers_waiting = 0
+        self._confirmed = 0
         self._pending: dict[tuple[Did, MessageId], Message] = {}
         self._routes = Routes()
         self._requests = Requests(config.name or "", self.send, self.take_back, lambda: timestamp(self._now().utc))
@@ -250,6 +258,7 @@ class MeshClient:
         try:
             with anyio.move_on_after(self.config.timeouts.close, shield=True):
                 await self.disconnect()
+                await self._step()  # what an inbox confirmed last may not be saved yet
                 await self._unregister()
         except MeshError as failure:
             log.warning("leaving without a goodbye: %s", failure)
@@ -275,9 +284,8 @@ class MeshClient:
         self._wake_all()
         with anyio.move_on_after(self.config.timeouts.connect + self.config.timeouts.proof):
             while core.link is not Link.UP:
-                changed = self._link_changed
                 self._check_able()
-                await changed.wait()
+                await self._link_changed.wait()
             return
         raise TransportError(
             f"no connection to {self.config.relay_url} within {self.config.timeouts.connect:g} s"
@@ -298,7 +306,7 @@ class MeshClient:
                     await self._link_changed.wait()
             if patience.cancelled_caught:
                 await socket.abort()
-        self._announce_link()
+        self._link_changed.ring()
 
     @property
     def did(self) -> Did:
@@ -500,14 +508,16 @@ class MeshClient:
     def inbox(self) -> "Inbox":
         """Messages as they come, for ``async for``. Going on to the next one confirms the last; so does ``ack()``.
 
-        A message whose loop body raised, or whose process died, is handed over again, marked ``redelivered``.
+        A message whose loop body raised, or whose process died, is handed over again, marked ``redelivered``. Going on
+        does not wait for the disk, so that many confirmations share one write: a process that dies within the
+        milliseconds this takes is handed over those messages again as well. ``await message.ack()`` waits.
         A new inbox takes over from any earlier one.
         """
         core = self._open_core()
         for sender, message_id in list(self._pending):
             core.return_unconfirmed(sender, message_id)
         self._pending.clear()
-        return Inbox(self.receive)
+        return Inbox(self.receive, self._confirm_soon)
 
     async def receive(self, senders: Collection[str] | None = None) -> Message:
         """The next message. Confirm it with :meth:`Message.ack` once it has been dealt with.
@@ -518,18 +528,20 @@ class MeshClient:
             AgentNotFound, AmbiguousName: a name leads nowhere, or to several agents.
             MeshError: no message waits, and none can come any more.
         """
-        core = self._open_core()
+        self._open_core()
         wanted = None if senders is None else {await self.resolve(sender) for sender in senders}
         while True:
-            batch = core.messages()
-            if batch:
-                self._arrivals.extend(batch)
-                self._arrivals_step = self._ask_step()
+            if self._take_arrivals(self._next_step):
+                self._ask_step()
             found = self._first_arrival(wanted)
             if found is None:
                 self._check_able()
-                await self._arrived.wait()
-            elif self._steps_saved < self._arrivals_step:
+                self._receivers_waiting += 1
+                try:
+                    await self._arrived[0].wait()
+                finally:
+                    self._receivers_waiting -= 1
+            elif not self._arrivals_step.saved:
                 await self._until_saved(self._arrivals_step)  # that a message was handed over is saved before it is
             else:
                 self._arrivals.remove(found)
@@ -537,13 +549,20 @@ class MeshClient:
                 self._pending[message.sender, message.id] = message
                 return message
 
+    def _take_arrivals(self, step: "_Step") -> bool:
+        """Take what waits for the application, as part of ``step``. Returns whether there was any."""
+        batch = self._open_core().messages()
+        if batch:
+            self._arrivals.extend(batch)
+            self._arrivals_step = step
+        return bool(batch)
+
     def give_back(self, message: Message) -> None:
         """Leave a message that is not confirmed to whoever receives next; it comes first, marked ``redelivered``."""
         if self._pending.pop((message.sender, message.id), None) is not None:
             again = Received(message.sender, message.id, message.payload, message.encrypted, redelivered=True)
             self._arrivals.appendleft(again)
-            self._arrived.set()
-            self._arrived = anyio.Event()
+            self._arrived[0].ring()
 
     def _first_arrival(self, wanted: set[Did] | None) -> Received | None:
         return next((one for one in self._arrivals if wanted is None or one.sender in wanted), None)
@@ -563,9 +582,9 @@ class MeshClient:
         while True:
             batch = core.messages(lane)
             if not batch:
-                await self._arrived.wait()  # while the relay refuses us, too: connect() may be called again
+                await self._arrived[lane].wait()  # while the relay refuses us, too: connect() may be called again
                 continue
-            await self._until_saved(self._ask_step())
+            await self._step()
             for received in batch:
                 message = Message(received, self._confirm)
                 try:
@@ -581,11 +600,17 @@ class MeshClient:
         await self._take_off(message)
         await self._step()
 
+    async def _confirm_soon(self, message: Message) -> None:
+        await self._take_off(message)
+        self._confirmed += 1
+        if self._confirmed % CONFIRMED_AT_ONCE == 0:
+            await anyio.lowlevel.checkpoint()
+
     async def _take_off(self, message: Message) -> None:
         self._pending.pop((message.sender, message.id), None)
         core = self._open_core()
         if core.confirm(message.sender, message.id):
-            self._room.set()
+            self._room.ring()
             if core.overflowed and core.inbox_has_room and self._socket is not None:
                 await self._socket.abort()  # the relay offers what was passed over on the next connection
             self._ask_step()
@@ -605,41 +630,46 @@ class MeshClient:
         """Have everything saved that the core has changed so far; sending follows."""
         await self._until_saved(self._ask_step())
 
-    def _ask_step(self) -> int:
-        self._steps_asked += 1
-        self._work.set()
-        return self._steps_asked
+    def _ask_step(self) -> "_Step":
+        self._step_wanted = True
+        self._work.ring()
+        return self._next_step
 
-    async def _until_saved(self, step: int) -> None:
-        while self._steps_saved < step:
+    async def _until_saved(self, step: "_Step") -> None:
+        while not step.saved:
             if self._broken is not None:
                 raise self._broken
             if self._left:
                 raise NotConnected("the client has been left: make a new one")
-            await self._saved.wait()
+            await step.told.wait()
 
     async def _keep_saved(self) -> None:
         """Save what the core changed, then tell what happened and send what it wrote; again and again."""
         core = self._open_core()
         while True:
-            while self._steps_saved == self._steps_asked:
-                self._work = anyio.Event()
+            while not self._step_wanted:
                 await self._work.wait()
-            step, socket = self._steps_asked, self._socket
+            self._step_wanted = False
+            step, self._next_step, socket = self._next_step, _Step(), self._socket
+            self._saving = step
+            if self._receivers_waiting:
+                self._take_arrivals(step)  # at once: that they came and that they were handed over is one write
             changes, writes = core.changes(), core.writes()
             if changes:
                 await self._save(changes)
                 self._keys_moved = self._keys_moved or bool(changes.peers)
-            self._steps_saved = step
-            self._saved.set()
-            self._saved = anyio.Event()
+            step.saved = True
+            step.told.ring()
             for event in core.events():
                 self._tell(event)
             for did in core.fetches():
                 self._spawn(self._fetch_bundle, did)
-            self._arrived.set()
-            self._arrived = anyio.Event()
-            self._due.set()
+            if self._arrivals:
+                self._arrived[0].ring()
+            for lane in core.inbox.lanes_ready():
+                self._arrived[lane].ring()
+            if core.next_deadline() < self._due_at:
+                self._due_earlier.ring()
             if writes and socket is not None and socket is self._socket and await self._send(socket, writes):
                 core.sent()
 
@@ -686,8 +716,9 @@ class MeshClient:
             if isinstance(event, Disconnected) and not event.retrying:
                 self._refused = RelayRefused(event.code, event.reason)
             self._wake_all()
-        for listener in list(self._listeners):
-            listener.tell(event)
+        if self._listeners:
+            for listener in list(self._listeners):
+                listener.tell(event)
 
     def _check_able(self) -> None:
         """Say so if nothing can be sent or received any more."""
@@ -707,15 +738,11 @@ class MeshClient:
             receipt.give_up(reason)
         if self._files is not None:
             self._files.give_up(reason)
-        self._saved.set()
-        self._saved = anyio.Event()
-        self._arrived.set()
-        self._arrived = anyio.Event()
-        self._announce_link()
-
-    def _announce_link(self) -> None:
-        self._link_changed.set()
-        self._link_changed = anyio.Event()
+        self._saving.told.ring()
+        self._next_step.told.ring()
+        for bell in self._arrived.values():
+            bell.ring()
+        self._link_changed.ring()
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -780,10 +807,11 @@ class MeshClient:
                     # Not before the relay's verdict: it comes first, and the application waits for it.
                     # A relay that keeps what is not acknowledged needs no holding back: the core passes over.
                     while core.link is Link.UP and core.inbox_full and "receipts" not in core.features:
-                        self._room = anyio.Event()
                         await self._room.wait()
-                    for raw in await socket.receive():
-                        core.receive(raw, self._now())
+                    arrived = await socket.receive()
+                    now = self._now()
+                    for raw in arrived:
+                        core.receive(raw, now)
                     await self._step()
             if patience.cancelled_caught:
                 ended = Closed(1006, "the relay did not answer our proof in time")
@@ -794,16 +822,16 @@ class MeshClient:
             with anyio.move_on_after(1, shield=True):
                 await socket.close()
             self._socket = None
-            self._announce_link()
+            self._link_changed.ring()
         await self._step()
 
     async def _keep_time(self) -> None:
         """Wake the core when it has something to do."""
         core = self._open_core()
         while True:
-            self._due = anyio.Event()
-            with anyio.move_on_after(max(0.0, core.next_deadline() - time.monotonic())):
-                await self._due.wait()
+            self._due_at = core.next_deadline()
+            with anyio.move_on_after(max(0.0, self._due_at - time.monotonic())):
+                await self._due_earlier.wait()
                 continue
             core.tick(self._now())
             await self._step()
@@ -975,6 +1003,17 @@ class MeshClient:
         if self._registry is None:
             raise NotConnected("the client is not open: use it inside 'async with MeshClient(...)'")
         return self._registry
+
+
+class _Step:
+    """What has changed in the core until it is taken to be saved, and who waits for that."""
+
+    __slots__ = ("saved", "told")
+
+    def __init__(self) -> None:
+        self.saved = False
+        self.told = Bell()
+        """Rings when it is saved, or cannot be any more."""
 
 
 def _batches(writes: list[bytes]) -> Iterator[list[bytes]]:

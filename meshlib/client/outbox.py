@@ -4,7 +4,8 @@ Owns what waits and how far it has come. Leaves encrypting and writing to :mod:`
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from meshlib.client.events import DeliveryState
 from meshlib.errors import QueueFull

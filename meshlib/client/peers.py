@@ -13,8 +13,10 @@ message authenticates on it, with two exceptions that make crossing knocks conve
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from meshlib.crypto.keys import X25519Public
 from meshlib.crypto.ratchet import Header
@@ -24,8 +26,7 @@ from meshlib.session import Session
 from meshlib.wire.encoding import MessageId
 
 
-@dataclass(frozen=True, slots=True)
-class Strand:
+class Strand(Struct, frozen=True):
     """One session with a peer and what we know about it."""
 
     session: Session
@@ -39,8 +40,7 @@ class Strand:
     """The peer says that it cannot read it. We go on reading, and send on it again once the peer is heard on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A knock that was let in and that no message has confirmed yet.
 
     Holds one session for every signed prekey and dialect the knock may have meant; they are derived again from the
@@ -97,8 +97,7 @@ ENTRY_TABLE: dict[tuple[Entry, Wish], Entry] = {
 """Every transition there is; a pair that is missing is a mistake of ours, never of a peer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """Everything we know of one peer. A new value replaces the old one; nothing is changed in place."""
 
     did: Did

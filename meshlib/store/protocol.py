@@ -5,8 +5,11 @@ dies, nothing is. Owns the records; leaves how sessions become bytes to :mod:`me
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.keyring import DatedPrekey
@@ -30,8 +33,7 @@ writes all that it remembers again each time it has written as many (:class:`mes
 _Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(Struct, frozen=True):
     """A message of ours that is not delivered yet."""
 
     id: MessageId
@@ -46,8 +48,7 @@ class Outgoing:
         return f"Outgoing({self.id}, to {self.peer}, {self.state})"
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(Struct, frozen=True):
     """A message taken from a peer that the application has not confirmed yet."""
 
     sender: Did

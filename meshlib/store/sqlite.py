@@ -19,6 +19,7 @@ from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import InvalidValue, MeshError, StoreError
 from meshlib.identity import Did
 from meshlib.snapshot import SealingKey, pack_session, unpack_session
+from meshlib.store import rows
 from meshlib.store.database import Database, prepare_folder, schemas
 from meshlib.store.lock import FolderLock
 from meshlib.store.protocol import (
@@ -279,9 +280,10 @@ class SqliteStore:
                 ],
             )
         gone, there = _split(changes.one_time_prekeys)
-        connection.executemany("DELETE FROM one_time_prekey WHERE key_id = ?", [(key_id,) for key_id in gone])
-        connection.executemany(
-            "INSERT OR REPLACE INTO one_time_prekey (key_id, sealed) VALUES (?, ?)",
+        rows.change(connection, "DELETE FROM one_time_prekey WHERE key_id IN", gone)
+        rows.insert(
+            connection,
+            "INSERT OR REPLACE INTO one_time_prekey (key_id, sealed)",
             [(key_id, self._seal.lock(bytes(key.private), "one-time prekey", key_id)) for key_id, key in there.items()],
         )
 
@@ -290,7 +292,7 @@ class SqliteStore:
         strands: list[_Row] = []
         candidates: list[_Row] = []
         ended: list[_Row] = []
-        settled: list[_Row] = []
+        settled: list[Did] = []
         for peer in peers:
             before = self._peers.get(peer.did) or Peer(peer.did)
             facts.append(
@@ -312,36 +314,35 @@ class SqliteStore:
                     strands.append(self._strand_row(peer.did, place, strand))
             ended.extend((peer.did, session_id) for session_id in kept)
             if peer.candidates is not before.candidates:
-                settled.append((peer.did,))
+                settled.append(peer.did)
                 candidates.extend(_candidate_rows(peer))
-        connection.executemany(
-            "INSERT OR REPLACE INTO peer (did, entry, knock_id, knock_frame, counter, verified, dialect, pinned)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        rows.insert(
+            connection,
+            "INSERT OR REPLACE INTO peer (did, entry, knock_id, knock_frame, counter, verified, dialect, pinned)",
             facts,
         )
         connection.executemany("DELETE FROM strand WHERE peer = ? AND session = ?", ended)
-        connection.executemany(
-            "INSERT INTO strand (peer, session, place, opened, heard, rival, mute, sealed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (peer, session) DO UPDATE SET place = excluded.place, opened = excluded.opened,"
-            " heard = excluded.heard, rival = excluded.rival, mute = excluded.mute, sealed = excluded.sealed",
+        rows.insert(
+            connection,
+            "INSERT INTO strand (peer, session, place, opened, heard, rival, mute, sealed)",
             strands,
+            "ON CONFLICT (peer, session) DO UPDATE SET place = excluded.place, opened = excluded.opened,"
+            " heard = excluded.heard, rival = excluded.rival, mute = excluded.mute, sealed = excluded.sealed",
         )
-        connection.executemany("DELETE FROM candidate WHERE peer = ?", settled)
-        connection.executemany(
-            "INSERT INTO candidate (peer, place, knock_id, ik, ek, one_time_key_id, opened, rival)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        rows.change(connection, "DELETE FROM candidate WHERE peer IN", settled)
+        rows.insert(
+            connection,
+            "INSERT INTO candidate (peer, place, knock_id, ik, ek, one_time_key_id, opened, rival)",
             candidates,
         )
 
-    def _forget_peers(self, connection: sqlite3.Connection, dids: Iterable[Did]) -> None:
-        keys = [(did,) for did in dids]
+    def _forget_peers(self, connection: sqlite3.Connection, dids: Sequence[Did]) -> None:
         for statement in (
-            "DELETE FROM strand WHERE peer = ?",
-            "DELETE FROM candidate WHERE peer = ?",
-            "DELETE FROM peer WHERE did = ?",
+            "DELETE FROM strand WHERE peer IN",
+            "DELETE FROM candidate WHERE peer IN",
+            "DELETE FROM peer WHERE did IN",
         ):
-            connection.executemany(statement, keys)
+            rows.change(connection, statement, dids)
 
     def _strand_row(self, did: Did, place: int, strand: Strand) -> _Row:
         session_id = strand.session.id
@@ -351,44 +352,56 @@ class SqliteStore:
     def _save_outbox(self, connection: sqlite3.Connection, changes: Mapping[MessageId, Outgoing | None]) -> None:
         gone, there = _split(changes)
         fresh: list[_Row] = []
-        moved: list[_Row] = []
+        moved: list[tuple[DeliveryState, MessageId]] = []
+        rewritten: list[_Row] = []
         for message, outgoing in there.items():
+            before = self._outbox.get(message)
+            known = before is not None and before.payload == outgoing.payload and before.peer == outgoing.peer
+            if known and before is not None and before.frame is outgoing.frame:
+                moved.append((outgoing.state, message))
+                continue
             frame = None
             if outgoing.frame is not None:
                 frame = self._seal.lock(outgoing.frame, "outbox frame", outgoing.peer, message)
-            before = self._outbox.get(message)
-            if before is not None and before.payload == outgoing.payload and before.peer == outgoing.peer:
-                moved.append((outgoing.state, frame, message))
+            if known:
+                rewritten.append((outgoing.state, frame, message))
             else:
                 payload = self._seal.lock(outgoing.payload, "outbox payload", outgoing.peer, message)
                 fresh.append((message, outgoing.peer, outgoing.state, payload, frame))
-        connection.executemany("DELETE FROM outbox WHERE id = ?", [(message,) for message in gone])
-        connection.executemany("UPDATE outbox SET state = ?, sealed_frame = ? WHERE id = ?", moved)
-        connection.executemany(
-            "INSERT INTO outbox (id, peer, state, sealed_payload, sealed_frame) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET peer = excluded.peer, state = excluded.state,"
-            " sealed_payload = excluded.sealed_payload, sealed_frame = excluded.sealed_frame",
+        rows.change(connection, "DELETE FROM outbox WHERE id IN", gone)
+        for state, messages in rows.grouped(moved).items():
+            rows.change(connection, "UPDATE outbox SET state = ? WHERE id IN", messages, state)
+        connection.executemany("UPDATE outbox SET state = ?, sealed_frame = ? WHERE id = ?", rewritten)
+        rows.insert(
+            connection,
+            "INSERT INTO outbox (id, peer, state, sealed_payload, sealed_frame)",
             fresh,
+            "ON CONFLICT (id) DO UPDATE SET peer = excluded.peer, state = excluded.state,"
+            " sealed_payload = excluded.sealed_payload, sealed_frame = excluded.sealed_frame",
         )
 
     def _save_inbox(self, connection: sqlite3.Connection, changes: Mapping[InboxKey, Incoming | None]) -> None:
         gone, there = _split(changes)
         fresh: list[_Row] = []
-        moved: list[_Row] = []
+        moved: list[tuple[tuple[bool, bool, Did], MessageId]] = []
         for key, incoming in there.items():
             before = self._inbox.get(key)
             if before is not None and before.payload == incoming.payload:
-                moved.append((incoming.encrypted, incoming.handed_over, *key))
+                moved.append(((incoming.encrypted, incoming.handed_over, incoming.sender), incoming.id))
             else:
                 payload = self._seal.lock(incoming.payload, "inbox payload", *key)
                 fresh.append((*key, incoming.encrypted, incoming.handed_over, payload))
-        connection.executemany("DELETE FROM inbox WHERE sender = ? AND id = ?", gone)
-        connection.executemany("UPDATE inbox SET encrypted = ?, handed_over = ? WHERE sender = ? AND id = ?", moved)
-        connection.executemany(
-            "INSERT INTO inbox (sender, id, encrypted, handed_over, sealed_payload) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (sender, id) DO UPDATE SET encrypted = excluded.encrypted,"
-            " handed_over = excluded.handed_over, sealed_payload = excluded.sealed_payload",
+        for sender, messages in rows.grouped(gone).items():
+            rows.change(connection, "DELETE FROM inbox WHERE sender = ? AND id IN", messages, sender)
+        for facts, messages in rows.grouped(moved).items():
+            statement = "UPDATE inbox SET encrypted = ?, handed_over = ? WHERE sender = ? AND id IN"
+            rows.change(connection, statement, messages, *facts)
+        rows.insert(
+            connection,
+            "INSERT INTO inbox (sender, id, encrypted, handed_over, sealed_payload)",
             fresh,
+            "ON CONFLICT (sender, id) DO UPDATE SET encrypted = excluded.encrypted,"
+            " handed_over = excluded.handed_over, sealed_payload = excluded.sealed_payload",
         )
 
     def _still_ours(self) -> None:
@@ -403,8 +416,7 @@ class _Window:
 
     def __init__(self, table: str, columns: tuple[str, ...], keep: int) -> None:
         names = ", ".join(columns)
-        marks = ", ".join("?" for _ in columns)
-        self._insert = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
+        self._insert = f"INSERT INTO {table} ({names})"
         self._trim = f"DELETE FROM {table} WHERE position <= (SELECT max(position) FROM {table}) - ?"  # noqa: S608
         self._newest = f"SELECT {names} FROM {table} ORDER BY position DESC LIMIT ?"  # noqa: S608
         self._keep = keep
@@ -412,13 +424,13 @@ class _Window:
         self._untrimmed = self._batch  # an earlier process may have left some
         self._pending = 0
 
-    def append(self, connection: sqlite3.Connection, rows: Iterable[_Row]) -> None:
+    def append(self, connection: sqlite3.Connection, latest: Iterable[_Row]) -> None:
         """Add rows, the newest last, within a transaction."""
-        added = list(rows)
+        added = list(latest)
         self._pending = self._untrimmed
         if not added:
             return
-        connection.executemany(self._insert, added)
+        rows.insert(connection, self._insert, added)
         self._pending += len(added)
         if self._pending > self._batch:
             connection.execute(self._trim, (self._keep,))

@@ -234,7 +234,7 @@ def decode(raw: bytes | str) -> Frame:
         raise MalformedFrame("the frame holds half a surrogate pair") from error
     if len(data) > MAX_FRAME:
         raise MalformedFrame(f"a frame has at most {MAX_FRAME} bytes, this one {len(data)}")
-    usual = _read_usual_message(data)
+    usual = _read_usual_message(data) or _read_usual_receipt(data)
     return _read(_parse_object(data)) if usual is None else usual
 
 
@@ -272,10 +272,10 @@ def _read_usual_message(data: bytes) -> Message | None:
     """Read a message as every known peer writes it, or return None and leave it to the careful way.
 
     Measured: 2 µs instead of 8 for a payload of 256 bytes, 90 instead of 320 for 64 KiB; the tests hold both ways
-    against each other. Escapes, other characters than ASCII, extra objects and any base64 but the canonical form are
-    not usual: with them out, what is left needs no further checks.
+    against each other. Escapes, other characters than printable ASCII, extra objects and any base64 but the canonical
+    form are not usual: with them out, what is left needs no further checks.
     """
-    if b"\\" in data or data.count(b"{") != 2 or b"[" in data or not data.isascii():
+    if data.count(b"{") != 2 or not _is_usual(data):
         return None
     try:
         usual = _USUAL_MESSAGE.decode(data)
@@ -285,6 +285,31 @@ def _read_usual_message(data: bytes) -> Message | None:
     return Message(usual.sender, usual.recipient, usual.id, usual.ts, header, usual.ciphertext)
 
 
+class _UsualReceipt(msgspec.Struct):
+    type: Literal["receipt"]
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+    state: ReceiptState
+
+
+_USUAL_RECEIPT = msgspec.json.Decoder(_UsualReceipt)
+
+
+def _read_usual_receipt(data: bytes) -> Receipt | None:
+    """The same for a receipt, of which a sender gets two for every message."""
+    if not data.startswith(_RECEIPT) or data.count(b"{") != 1 or not _is_usual(data):
+        return None
+    try:
+        usual = _USUAL_RECEIPT.decode(data)
+    except msgspec.DecodeError:
+        return None
+    return Receipt(usual.id, usual.state)
+
+
+def _is_usual(data: bytes) -> bool:
+    return data.isascii() and b"\\" not in data and b"[" not in data and b"\x7f" not in data
+
+
+_RECEIPT = b'{"v":1,"type":"receipt",'
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 

@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from json.encoder import encode_basestring as _quote
@@ -112,6 +113,9 @@ def js_json(value: object) -> str:
         InvalidValue: any other type, nesting deeper than :data:`MAX_DEPTH` (a cycle, say), or an integer no
             JavaScript number equals, because it would arrive as another one.
     """
+    if _is_plain(value):
+        with suppress(UnicodeEncodeError):
+            return _ENCODER.encode(value).decode()
     parts: list[str] = []
     write = parts.append
     # A stack of our own instead of recursion: the depth of a payload must not depend on how deep its caller is.
@@ -136,6 +140,24 @@ def js_json(value: object) -> str:
             write(closer)
             stack.pop()
     return "".join(parts)
+
+
+def _is_plain(value: object, levels: int = 4) -> bool:
+    """Whether any encoder gives the text that ``JSON.stringify`` does, as it is with most messages: no number that may
+    print otherwise, no key that goes first, nothing deep. Half a surrogate pair is found by the encoder."""
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return -EXACT_INTEGER <= value <= EXACT_INTEGER  # type: ignore[operator]
+    if not levels:
+        return False
+    if kind is dict:
+        return all(
+            type(key) is str and not key[:1].isdigit() and _is_plain(entry, levels - 1)
+            for key, entry in value.items()  # type: ignore[attr-defined]
+        )
+    return kind is list and all(_is_plain(entry, levels - 1) for entry in value)  # type: ignore[attr-defined]
 
 
 def _members(value: dict[object, object]) -> Iterator[tuple[str, object]]:

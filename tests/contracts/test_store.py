@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_other
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.keyring import DatedPrekey
@@ -499,7 +501,7 @@ def test_full_disk_in_the_middle_of_a_step_leaves_nothing_of_it(tmp_path: Path) 
     store.save(Changes(next_prekey_id=79))  # a store that was full once goes on
     store.close()
     reopened = SqliteStore(tmp_path / "store")
-    assert reopened.load() == replace(before, next_prekey_id=79)
+    assert reopened.load() == with_other(before, next_prekey_id=79)
     reopened.close()
 
 
@@ -515,7 +517,7 @@ def test_failed_step_is_not_remembered_as_written(disk: Shelf) -> None:
         inbox={(OLD_PEER, message(61)): received(61)},
     )
     with pytest.raises(StoreError):
-        store.save(replace(step, signed_prekeys=twice))
+        store.save(with_other(step, signed_prekeys=twice))
     store.save(step)
     disk.put_away()
     state = disk.load()

@@ -17,7 +17,7 @@ from meshlib.wire.codec import (
     encode_payload,
     encode_plaintext_payload,
 )
-from meshlib.wire.encoding import atob, b64, b64url, parse_json, unb64, unb64url
+from meshlib.wire.encoding import atob, b64, b64url, js_json, parse_json, unb64, unb64url
 from meshlib.wire.frames import (
     Ack,
     Connect,
@@ -150,11 +150,16 @@ def test_a_damaged_frame_gives_a_frame_or_malformed_frame(frame: Frame, data: st
     survives(bytes(raw))
 
 
-message_texts = st.one_of(
+usual_texts = st.one_of(
     st.builds(Message, names, maybe, names, maybe, st.builds(MessageHeader, keys, counters, counters), st.binary())
     .map(encode)
     .map(bytes.decode),
     nearly.map(lambda members: json.dumps({**members, "type": "message"})),
+    st.builds(Receipt, names, st.sampled_from(ReceiptState)).map(encode).map(bytes.decode),
+    nearly.map(lambda members: json.dumps({"v": 1, "type": "receipt"} | members | {"type": "receipt"})),
+    st.text(TELLING + "{[]}:", max_size=8).map(
+        lambda text: f'{{"v":1,"type":"receipt","id":"{text}","state":"stored"}}'
+    ),
 )
 
 
@@ -165,9 +170,14 @@ def outcome(text: str) -> object:
         return (str(fault), fault.sender, fault.id, fault.frame_type)
 
 
-@given(message_texts)
+@given(usual_texts)
+@example('{"v":1,"type":"receipt","id":"a\u007f","state":"stored"}')
+@example(
+    '{"type":"message","from":"a","to":"b","id":"a\u007f","ts":"t",'
+    f'"header":{{"dh":"{b64(bytes(32))}","pn":0,"n":0}},"ciphertext":"AAAA"}}'
+)
 def test_an_extra_member_changes_nothing(text: str) -> None:
-    """The empty list sends a message down the careful way, so this holds the fast way against it."""
+    """The empty list sends a frame down the careful way, so this holds the fast way against it."""
     assert outcome(text) == outcome(text[:-1] + ',"extra":[]}')
 
 
@@ -194,6 +204,15 @@ def test_payloads_come_back(value: object) -> None:
 def test_bytes_come_back_as_bytes_or_as_the_text_they_are(data: bytes) -> None:
     back = decode_payload(encode_payload(data))
     assert (back.encode() if isinstance(back, str) else back) == data
+
+
+@given(json_values)
+@example({"5": 1, "b": 2})
+@example({"b": [2**60], "c": {"d": None}})
+@example(["\ud83d", {"\ude00": "\ud83d\ude00"}])
+def test_a_payload_is_written_the_same_however_deep_it_is(value: object) -> None:
+    """Only what is flat goes the short way, so this holds it against the long one."""
+    assert js_json([[[[[value]]]]]) == f"[[[[[{js_json(value)}]]]]]"
 
 
 @given(st.text(TELLING + "\ud800\ud83d\ude00\udc00"))

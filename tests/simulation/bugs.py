@@ -4,10 +4,12 @@ Each is a mistake somebody has made (PITFALLS) or could make tomorrow. ``within`
 is found, ``rule`` which promise it is caught breaking.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_other
 from typing import Any
 
 from mesh_relay.core import Link, RelayCore
+from msgspec.structs import replace
 
 from meshlib.client.core import ClientCore
 from meshlib.client.events import DeliveryState, Event, Received
@@ -155,28 +157,28 @@ class _LetsEverybodyIn(ClientCore):
 
 class _ForgetsSeen(Disk):
     def boot(self) -> SavedState:
-        return replace(super().boot(), seen=(), inbox=())
+        return with_other(super().boot(), seen=(), inbox=())
 
 
 class _ForgetsSpentEphemerals(Disk):
     def boot(self) -> SavedState:
-        return replace(super().boot(), spent_ephemerals=())
+        return with_other(super().boot(), spent_ephemerals=())
 
 
 class _ForgetsWhoWasVerified(Disk):
     def boot(self) -> SavedState:
         state = super().boot()
-        return replace(state, peers={did: replace(peer, verified=False) for did, peer in state.peers.items()})
+        return with_other(state, peers={did: replace(peer, verified=False) for did, peer in state.peers.items()})
 
 
 class _StartsKeyIdsAgain(Disk):
     def boot(self) -> SavedState:
-        return replace(super().boot(), next_prekey_id=1_000)
+        return with_other(super().boot(), next_prekey_id=1_000)
 
 
 class _LosesSessions(Disk):
     def boot(self) -> SavedState:
-        return replace(super().boot(), peers={})
+        return with_other(super().boot(), peers={})
 
 
 class _DropsWhatItPushed(RelayCore):

@@ -176,7 +176,7 @@ class TestPins:
         bob.receive(knock)
         state = bob.store.load()
         key = alice.core.profile.identity.agreement_key.public
-        pinned = {self.OLD: dataclasses.replace(state.peers[self.OLD], pinned=key)}
+        pinned = {self.OLD: msgspec.structs.replace(state.peers[self.OLD], pinned=key)}
         bob = mesh.agent("bob", state=dataclasses.replace(state, peers=pinned))
         bob.receive(self.says(session, bob))
         assert bob.payloads == []

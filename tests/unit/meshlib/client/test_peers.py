@@ -1,6 +1,5 @@
 """One peer's conversation as a value: the table of our own way in, and which session sends."""
 
-import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -49,7 +48,7 @@ def test_a_value_is_never_changed():
     peer = Peer(BOB)
     peer.opened_by_us(session("s"), MessageId("k"), b"knock", 4)
     assert peer == Peer(BOB)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         peer.verified = True
 
 
