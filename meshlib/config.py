@@ -100,7 +100,8 @@ class Limits:
     outbox: int = 10_000
     """Messages that wait for delivery, over all peers. With 1 KiB each about 10 MiB."""
     inbox: int = 1_000
-    """Messages taken but not yet confirmed by the application. Beyond it the relay keeps them."""
+    """Messages taken but not yet confirmed by the application; as many again for each route. Beyond it the relay keeps
+    them."""
     seen: int = 100_000
     """Message ids remembered to drop duplicates, over all peers: a day at one message a second."""
     spent_ephemerals: int = 10_000

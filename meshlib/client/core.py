@@ -202,8 +202,8 @@ class ClientCore:
         self._next_heartbeat = 0.0
         self._consent_at: float | None = None
         self._terminal = False
-        self.overflowed = False
-        """Whether messages of this connection were passed over because the inbox was full."""
+        self._closed_lanes: set[int] = set()
+        self._passed_over: set[Did] = set()
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
@@ -246,14 +246,16 @@ class ClientCore:
             for incoming in self.inbox.hand_over(lane)
         ]
 
-    def sort_by(self, lane_of: Callable[[Did, object], int]) -> None:
-        """Have messages wait in lanes: those that come, and those that wait for the application already.
+    def add_lane(self, lane_of: Callable[[Did, object], int]) -> int:
+        """Have messages wait in one more lane: those that come, and those that wait for the application already.
 
         Args:
             lane_of: the lane of a message, by its sender and payload. Changes nothing and never raises.
+        Returns:
+            The new lane.
         """
         self._lane_of = lane_of
-        self.inbox.sort_again(lambda incoming: lane_of(incoming.sender, decode_payload(incoming.payload)))
+        return self.inbox.add_lane(lambda incoming: lane_of(incoming.sender, decode_payload(incoming.payload)))
 
     def fetches(self) -> list[Did]:
         """Peers whose prekey bundle is needed; answer with :meth:`bundle` or :meth:`no_bundle`."""
@@ -278,13 +280,18 @@ class ClientCore:
 
     @property
     def inbox_full(self) -> bool:
-        """Whether the shell should stop reading: the relay keeps what is not read."""
-        return self.inbox.full
+        """Whether a lane is full. The shell stops reading where the relay would not offer again what is passed over."""
+        return any(self.inbox.is_full(lane) for lane in self.inbox.lanes)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether messages of this connection were passed over because there was no room for them."""
+        return bool(self._closed_lanes)
 
     @property
     def inbox_has_room(self) -> bool:
         """Whether so much of the inbox is free that it pays to ask for what was passed over."""
-        return len(self.inbox) <= self.limits.inbox // 2
+        return all(self.inbox.is_half_empty(lane) for lane in self._closed_lanes)
 
     @property
     def outbox_size(self) -> int:
@@ -323,7 +330,8 @@ class ClientCore:
         self._connection += 1
         self.features = frozenset()
         self._terminal = False
-        self.overflowed = False
+        self._closed_lanes.clear()
+        self._passed_over.clear()
         self._write(self._connect_frame(now, challenge))
         self._write(frames.FetchPending(self.profile.did))
         self._next_heartbeat = now.monotonic + self.profile.heartbeat
@@ -435,7 +443,9 @@ class ClientCore:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    def send(self, peer: Did, payload: object, now: Instant, message: MessageId | None = None) -> MessageId:
+    def send(
+        self, peer: Did, payload: object, now: Instant, message: MessageId | None = None, *, answer: bool = False
+    ) -> MessageId:
         """Queue a message; it leaves as soon as there is a session to send it on.
 
         Args:
@@ -443,6 +453,8 @@ class ClientCore:
                 JSON does not have, arrive as null, as with the SDK.
             message: the caller's own id for it. While the outbox holds a message with that id, or remembers that it
                 was delivered, nothing is queued; otherwise the recipient knows the id and drops the copy.
+            answer: the peer made us send it. Answers leave half of the outbox to what the application sends, so that
+                strangers who ask and go away do not fill it.
         Returns:
             The message's id, the same over every retry.
         Raises:
@@ -465,7 +477,7 @@ class ClientCore:
         if ended is not None and ended.state is DeliveryState.DELIVERED:
             return ended.id
         message = message or message_id(self._entropy)
-        self.outbox.add(Outgoing(message, peer, body))
+        self.outbox.add(Outgoing(message, peer, body), answer=answer)
         self._pump(peer, now)
         return message
 
@@ -620,11 +632,8 @@ class ClientCore:
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
         match frame:
-            case frames.Message() | frames.PlaintextMessage() if self.overflowed or (
-                self.inbox.full and "receipts" in self.features
-            ):
-                # Not touched at all, nor is what follows it: the relay offers all of it again on the next connection.
-                self.overflowed = True
+            case frames.Message() | frames.PlaintextMessage() if all(map(self._has_no_room, self.inbox.lanes)):
+                self._closed_lanes.update(self.inbox.lanes)
             case frames.Message():
                 self._message(frame, now)
             case frames.PlaintextMessage():
@@ -685,7 +694,7 @@ class ClientCore:
         duplicate = self._is_duplicate(sender, frame.id)
         others_wait = self.overtaking.waits(sender)
         must_wait: MustWait = _never
-        if not duplicate and "receipts" in self.features:
+        if not duplicate and "receipts" in self.features and sender not in self._passed_over:
             must_wait = _in_line if others_wait else Session.overtakes
         failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, must_wait=must_wait)
         if isinstance(failure, Overtaking):
@@ -695,6 +704,8 @@ class ClientCore:
             # So many wait that the session could not skip what is missing any more.
             self._read_at_last(self.overtaking.release(sender), now)
             return self._read(sender, frame, now)
+        if isinstance(failure, TooManySkipped) and sender in self._passed_over:
+            return None  # because of what was passed over: the relay offers it again behind that
         return None if duplicate else failure
 
     def _open(
@@ -726,6 +737,10 @@ class ClientCore:
                 if not isinstance(error, NotAuthentic) or type(failure) is NotAuthentic:
                     failure = error
                 continue
+            lane = None if duplicate else self._lane(peer.did, plaintext)
+            if lane is not None and self._has_no_room(lane):
+                self._pass_over(peer.did, lane)
+                return None
             if must_wait(session, header):
                 return Overtaking("messages are missing before this one")
             first_ever = not self._verified_any
@@ -745,7 +760,7 @@ class ClientCore:
                 # Where it has read some of it, because two knocks crossed, it knows the ids and drops the copies.
                 self._send_anew(peer.did, now)
             if not duplicate:
-                self._take(Incoming(peer.did, MessageId(frame.id), plaintext))
+                self._take(Incoming(peer.did, MessageId(frame.id), plaintext), lane)
             if self._retry_fetch.pop(peer.did, None) is not None:
                 self._keep_peer(self._idle(self.peer(peer.did)))
             self._accepted_by.pop(peer.did, None)
@@ -762,7 +777,7 @@ class ClientCore:
         self.overtaking.withdraw(sender, frame.id)
         dropped = self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
         self._read_at_last(dropped, now)
-        while not self.inbox.full and (held := self.overtaking.first(sender)) is not None:
+        while (held := self.overtaking.first(sender)) is not None:
             failure = self._open(self._revived(sender), held.frame, now, duplicate=False, must_wait=Session.overtakes)
             if isinstance(failure, Overtaking):
                 return
@@ -773,25 +788,38 @@ class ClientCore:
     def _read_at_last(self, waiting: Iterable[Held], now: Instant) -> None:
         """What is missing before these messages does not come: take them without."""
         for held in waiting:
-            if self.inbox.full:
-                self.overflowed = True  # the relay offers the rest again on the next connection
-                return
             sender = parse_did(held.frame.sender)
             duplicate = self._is_duplicate(sender, held.frame.id)
             failure = self._open(self._revived(sender), held.frame, now, duplicate=duplicate, must_wait=_never)
             if failure is not None and not duplicate:
                 self._give_up(held, str(failure))
 
-    def _take(self, incoming: Incoming) -> None:
+    # A lane that is full keeps nobody who takes from another waiting. What is for it is not acknowledged and changes
+    # nothing, nor does what follows it for the same lane, so that the order in each is kept: the relay offers all of
+    # it again on the next connection. Where a relay would not, the shell stops reading instead.
+
+    def _has_no_room(self, lane: int) -> bool:
+        return "receipts" in self.features and (lane in self._closed_lanes or self.inbox.is_full(lane))
+
+    def _pass_over(self, sender: Did, lane: int) -> None:
+        self._closed_lanes.add(lane)
+        self._passed_over.add(sender)  # what else it sent does not wait for this
+
+    def _lane(self, sender: Did, plaintext: bytes) -> int | None:
+        """The lane an authentic message is for; ``None`` if it is no JSON and waits for nobody."""
+        try:
+            return self._lane_of(sender, decode_payload(plaintext))
+        except MalformedFrame:
+            return None
+
+    def _take(self, incoming: Incoming, lane: int | None) -> None:
         """Keep an authentic message and offer it; one that is no JSON is acknowledged and reported."""
         self.inbox.mark_seen(incoming.sender, incoming.id)
-        try:
-            payload = decode_payload(incoming.payload)
-        except MalformedFrame as error:
+        if lane is None:
             self._ack(incoming.id, incoming.sender)
-            self._events.append(FaultFound("payload", str(error), incoming.sender, incoming.id))
+            self._events.append(FaultFound("payload", "the payload is no JSON", incoming.sender, incoming.id))
             return
-        self.inbox.put(incoming, self._lane_of(incoming.sender, payload))
+        self.inbox.put(incoming, lane)
         if self.profile.ack_when_saved:
             self._ack(incoming.id, incoming.sender)
 
@@ -840,7 +868,11 @@ class ClientCore:
             self._ack(frame.id, sender)
             self._events.append(FaultFound("payload", str(error), sender, frame.id))
             return
-        self._take(Incoming(sender, MessageId(frame.id), payload, encrypted=False))
+        lane = self._lane(sender, payload)
+        if lane is not None and self._has_no_room(lane):
+            self._pass_over(sender, lane)
+        else:
+            self._take(Incoming(sender, MessageId(frame.id), payload, encrypted=False), lane)
 
     # --- knocks ------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ class Inbox:
     """Everything that arrived, by sender and id.
 
     Args:
-        limit: messages that may wait for the application.
+        limit: messages that may wait in each lane. Nobody who takes from one lane waits for who takes from another.
         remember: ids remembered to tell a duplicate.
     """
 
@@ -27,6 +27,8 @@ class Inbox:
         self._entries: dict[InboxKey, Incoming] = {(one.sender, one.id): one for one in saved}
         self._ready: dict[int, deque[InboxKey]] = {0: deque(self._entries)}
         self._lanes: dict[InboxKey, int] = {}
+        self._waiting: list[int] = [len(self._entries)]
+        """How many wait in each lane, handed over or not."""
         self._seen: OrderedDict[InboxKey, None] = OrderedDict.fromkeys(seen)
         self._changed: dict[InboxKey, Incoming | None] = {}
         self._newly_seen: list[InboxKey] = []
@@ -35,9 +37,17 @@ class Inbox:
         return len(self._entries)
 
     @property
-    def full(self) -> bool:
-        """Whether as many wait as may."""
-        return len(self._entries) >= self._limit
+    def lanes(self) -> range:
+        """The lanes there are."""
+        return range(len(self._waiting))
+
+    def is_full(self, lane: int) -> bool:
+        """Whether as many wait in a lane as may."""
+        return self._waiting[lane] >= self._limit
+
+    def is_half_empty(self, lane: int) -> bool:
+        """Whether so many more may wait in a lane that it pays to ask for them."""
+        return self._waiting[lane] <= self._limit // 2
 
     @property
     def remembered(self) -> int:
@@ -63,22 +73,25 @@ class Inbox:
         """Keep a message for whoever takes from ``lane``; 0 is the application's."""
         key = (incoming.sender, incoming.id)
         self._entries[key] = self._changed[key] = incoming
+        self._waiting[lane] += 1
         self._line_up(key, lane)
 
     def _line_up(self, key: InboxKey, lane: int) -> None:
         self._ready.setdefault(lane, deque()).append(key)
         if lane:
             self._lanes[key] = lane
-        else:
-            self._lanes.pop(key, None)
 
-    def sort_again(self, lane_of: Callable[[Incoming], int]) -> None:
-        """Ask anew for the lane of everything that waits for the application."""
-        waiting = self._ready.pop(0, deque())
-        for key in waiting:
+    def add_lane(self, lane_of: Callable[[Incoming], int]) -> int:
+        """Make another lane, and ask for the lane of everything that waits for the application. Returns the lane."""
+        self._waiting.append(0)
+        for key in self._ready.pop(0, deque()):
             incoming = self._entries.get(key)
             if incoming is not None:
-                self._line_up(key, lane_of(incoming))
+                lane = lane_of(incoming)
+                self._waiting[0] -= 1
+                self._waiting[lane] += 1
+                self._line_up(key, lane)
+        return len(self._waiting) - 1
 
     def lanes_ready(self) -> list[int]:
         """Lanes in which something is ready to be handed over."""
@@ -100,7 +113,7 @@ class Inbox:
         """The application is done with a message. Returns whether it was waiting for that."""
         if self._entries.pop((sender, message), None) is None:
             return False
-        self._lanes.pop((sender, message), None)
+        self._waiting[self._lanes.pop((sender, message), 0)] -= 1
         self._changed[sender, message] = None
         return True
 

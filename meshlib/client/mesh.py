@@ -352,18 +352,27 @@ class MeshClient:
         if wait is not None:
             wait = progress_of(wait)
         did = await self.resolve(peer)
+        chosen = parse_message_id(message_id) if message_id is not None else None
+        receipt = await self._post(did, payload, chosen)
+        if wait is not None:
+            await receipt.wait(wait)
+        return receipt
+
+    async def _answer(self, peer: Did, payload: object) -> Receipt:
+        return await self._post(peer, payload, answer=True)
+
+    async def _post(
+        self, did: Did, payload: object, chosen: MessageId | None = None, *, answer: bool = False
+    ) -> Receipt:
         core = self._open_core()
         self._check_able()
-        chosen = parse_message_id(message_id) if message_id is not None else None
-        message = core.send(did, payload, self._now(), chosen)
+        message = core.send(did, payload, self._now(), chosen, answer=answer)
         receipt = self._receipts.get(message)
         if receipt is None or receipt.state in FINAL:
             found = core.delivery(message)
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
         await self._step()
-        if wait is not None:
-            await receipt.wait(wait)
         return receipt
 
     async def take_back(self, message: str) -> bool:
@@ -573,8 +582,8 @@ class MeshClient:
         Routes added first are asked first. Each works through its messages in a task of the client, one by one.
         """
         core = self._open_core()
-        lane = self._routes.add(route)
-        core.sort_by(self._routes.lane_of)
+        self._routes.add(route)
+        lane = core.add_lane(self._routes.lane_of)
         self._spawn(self._serve, route, lane)
 
     async def _serve(self, route: Route, lane: int) -> None:

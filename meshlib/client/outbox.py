@@ -35,12 +35,16 @@ class Outbox:
         """A message, if it is still here."""
         return self._entries.get(message)
 
-    def add(self, outgoing: Outgoing) -> None:
+    def add(self, outgoing: Outgoing, *, answer: bool = False) -> None:
         """Queue a new message.
 
+        Args:
+            answer: it is one that a peer made us send; these have half of the outbox.
         Raises:
             QueueFull: the bound is reached.
         """
+        if answer and len(self._entries) >= self._limit // 2:
+            raise QueueFull(f"the outbox holds {len(self._entries)} undelivered messages: the rest is not for answers")
         if len(self._entries) >= self._limit:
             raise QueueFull(f"the outbox holds {len(self._entries)} undelivered messages, its limit: try later")
         self.keep(outgoing)

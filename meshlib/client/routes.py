@@ -31,10 +31,9 @@ class Routes:
     def __init__(self) -> None:
         self._routes: list[Route] = []
 
-    def add(self, route: Route) -> int:
-        """Add a route behind those there are. Returns its lane."""
+    def add(self, route: Route) -> None:
+        """Add a route behind those there are; its lane is the next one."""
         self._routes.append(route)
-        return len(self._routes)
 
     def lane_of(self, sender: Did, payload: object) -> int:
         """The lane a message waits in: that of the first route that claims it."""

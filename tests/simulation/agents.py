@@ -33,6 +33,7 @@ from meshlib.store.protocol import Changes, SavedState
 from meshlib.testing import SeededEntropy
 from meshlib.wire import registry as wire
 from meshlib.wire.encoding import timestamp
+from tests.simulation.invariants import lane_of
 from tests.simulation.network import Killed, Network, Process, Socket
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ class ClientProcess(Process):
             Timeouts(),
             PREKEYS,
         )
+        if self.ledger.lanes:
+            self.core.add_lane(lambda sender, payload: lane_of(str(payload)))
         self.socket: Socket | None = None
         self.skew_measured = 0.0
         self._backoff = Backoff()
@@ -211,7 +214,11 @@ class ClientProcess(Process):
 
     def _application(self) -> None:
         self._app_due = False
-        arrived = self.core.messages()
+        arrived = self.core.messages(1) if self.ledger.lanes else []
+        if not self.ledger.lanes or self.net.now % 40 < 20:
+            arrived += self.core.messages()
+        elif 0 in self.core.inbox.lanes_ready():
+            self.after(5.0, self._application)  # who takes from this lane is away
         if not arrived:
             return
         self._step()  # that a message was handed over is saved before it is

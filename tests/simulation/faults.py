@@ -55,6 +55,8 @@ class Plan:
     """What the second agent is made of: a name of :class:`tests.simulation.agents.Kind`."""
     plain_relay: bool = False
     """The relay knows no extensions."""
+    lanes: bool = False
+    """Messages wait in two lanes, both tiny, and who takes from the first one is away for twenty seconds at a time."""
 
 
 def plan(seed: int, focus: tuple[str, ...] = ()) -> Plan:
@@ -77,6 +79,7 @@ def plan(seed: int, focus: tuple[str, ...] = ()) -> Plan:
         trusting="plaintext forged" in allowed,
         second=chance.choice(("ASKING", "LIKE_SDK", "LEGACY")) if not focus and chance.random() < 0.3 else "OURS",
         plain_relay=not focus and chance.random() < 0.05,
+        lanes=chance.random() < 0.25,
     )
 
 

@@ -42,6 +42,11 @@ class Violation(Exception):
         return f"{self.rule}: {self.detail}"
 
 
+def lane_of(text: str) -> int:
+    """The lane of a message, where there are two."""
+    return int(text.endswith(tuple("13579")))
+
+
 @dataclass
 class Offer:
     """A message somebody wanted to send."""
@@ -84,9 +89,11 @@ class Ledger:
     plaintexts: int = 0
     events: list[str] = field(default_factory=list)
     trace: bool = False
+    lanes: bool = False
+    """Messages wait in two lanes: in each of them they keep their order."""
     _verified: set[tuple[Did, Did]] = field(default_factory=set)
     _by_payload: dict[str, Offer] = field(default_factory=dict)
-    _last: dict[tuple[Did, Did], int] = field(default_factory=dict)
+    _last: dict[tuple[Did, Did, int], int] = field(default_factory=dict)
     _count: dict[tuple[Did, Did], int] = field(default_factory=dict)
     _openings: dict[bytes, Opening] = field(default_factory=dict)
     _opened: dict[tuple[Did, int], set[bytes]] = field(default_factory=dict)
@@ -235,6 +242,7 @@ class Ledger:
             or len(core.overtaking) > limits.held_peers * limits.asked_frames_per_peer
             or len(core.keyring.one_time) > core.keyring.policy.held
             or core.inbox.remembered > limits.seen
+            or ("receipts" in core.features and len(core.inbox) > limits.inbox * len(core.inbox.lanes))
         ):
             raise Violation("memory", f"{agent.name} keeps more than its limits say")
 
@@ -267,9 +275,10 @@ class Ledger:
         if offer.handed == 1:
             # Without receipts nothing is encrypted anew: what waits for a policy is overtaken on a session of its own.
             considered = agent.relay.plain and agent.kind.name == "ASKING"
-            if offer.number < self._last.get(pair, 0) and pair not in self.tampered and not considered:
-                raise Violation("order", f"{text} comes after message {self._last[pair]}")
-            self._last[pair] = max(offer.number, self._last.get(pair, 0))
+            line = *pair, lane_of(text) if self.lanes else 0
+            if offer.number < self._last.get(line, 0) and pair not in self.tampered and not considered:
+                raise Violation("order", f"{text} comes after message {self._last[line]}")
+            self._last[line] = max(offer.number, self._last.get(line, 0))
 
     def confirmed(self, recipient: Did, sender: Did, message: MessageId) -> None:
         """An application is done with a message, and that is on disk."""

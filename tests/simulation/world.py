@@ -57,10 +57,12 @@ class World:
     def __init__(self, plan: Plan, parts: Parts = Parts(), *, trace: bool = False) -> None:
         self.plan = plan
         self.net = Network(str(plan.seed))
-        self.ledger = Ledger(trace=trace)
+        self.ledger = Ledger(trace=trace, lanes=plan.lanes)
         self.relay = Relay(self.net, strict=plan.strict, plain=plan.plain_relay, core_type=parts.relay)
         self.registry = Registry(self.net)
         limits = replace(Limits(), outbox=6, inbox=3) if plan.small else Limits()
+        if plan.lanes:
+            limits = replace(limits, inbox=3)
         self.agents = [
             Agent(
                 name,

@@ -20,6 +20,7 @@ from meshlib.client.events import (
 from meshlib.client.peers import Entry
 from meshlib.config import Limits
 from meshlib.crypto.prekeys import make_bundle
+from meshlib.crypto.ratchet import MAX_SKIP
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import InvalidValue, NotAuthentic, PeerError, QueueFull
 from meshlib.identity import Did, Identity
@@ -969,6 +970,70 @@ class TestHandOver:
         bob.connect()
         mesh.settle()
         assert bob.payloads == ["first", "passed over"]
+
+    def test_a_lane_nobody_takes_from_keeps_no_other_waiting(self):
+        mesh = MemoryMesh(receipts=True)
+        alice, carol = mesh.agent("alice", ack_when_saved=True), mesh.agent("carol", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=2))
+        bob.core.add_lane(lambda sender, payload: int(payload == "task"))
+        for number in range(3):
+            alice.send(bob, number)
+        task = alice.send(bob, "task")
+        carol.send(bob, "task")
+        mesh.settle()
+        assert [message.payload for message in bob.core.messages(1)] == ["task", "task"]
+        assert bob.payloads == [0, 1]
+        assert alice.core.delivery(MessageId(task)).state is DeliveryState.DELIVERED
+        assert bob.core.overflowed
+        assert not bob.core.inbox_has_room
+
+    def test_what_a_full_lane_passed_over_comes_again_in_order(self):
+        mesh = MemoryMesh(receipts=True)
+        alice = mesh.agent("alice", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=2))
+        bob.core.add_lane(lambda sender, payload: int(payload == "task"))
+        for payload in (0, 1, 2, "task", 3, 4):
+            alice.send(bob, payload)
+        mesh.settle()
+        for message in bob.received:
+            bob.core.confirm(message.sender, message.id)
+        bob.step()
+        assert bob.core.inbox_has_room
+        bob.core.closed(1006, "")
+        bob.connect()
+        mesh.settle()
+        assert bob.payloads == [0, 1, 2, 3]
+        for message in bob.received:
+            bob.core.confirm(message.sender, message.id)
+        bob.core.closed(1006, "")
+        bob.connect()
+        mesh.settle()
+        assert bob.payloads == [0, 1, 2, 3, 4]
+        assert [message.payload for message in bob.core.messages(1)] == ["task"]
+
+    def test_more_than_a_session_can_skip_is_passed_over_without_a_complaint(self):
+        mesh = MemoryMesh(receipts=True)
+        alice = mesh.agent("alice", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=1))
+        bob.core.add_lane(lambda sender, payload: int(payload == "task"))
+        for number in range(MAX_SKIP + 3):
+            alice.send(bob, number)
+        task = alice.send(bob, "task")
+        mesh.settle()
+        assert bob.core.messages(1) == []
+        assert alice.core.delivery(MessageId(task)).state is not DeliveryState.DELIVERED
+
+    def test_answers_leave_half_of_the_outbox_to_the_application(self):
+        mesh = MemoryMesh()
+        alice, bob = mesh.agent("alice", limits=Limits(outbox=4), connect=False), mesh.agent("bob")
+        for number in range(2):
+            alice.core.send(bob.did, number, mesh.clock.now, answer=True)
+        with pytest.raises(QueueFull, match="the rest is not for answers"):
+            alice.core.send(bob.did, "no more", mesh.clock.now, answer=True)
+        for number in range(2):
+            alice.core.send(bob.did, number, mesh.clock.now)
+        with pytest.raises(QueueFull):
+            alice.core.send(bob.did, "no more", mesh.clock.now)
 
     def test_a_full_inbox_stops_the_reading(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(inbox=2))
