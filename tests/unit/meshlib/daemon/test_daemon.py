@@ -209,12 +209,17 @@ class TestRequests:
             DaemonClient(path) as alice,
             anyio.create_task_group() as tasks,
         ):
-            seen = []
+            running = anyio.Event()
+
+            def see(progress):
+                if progress.state is TaskState.RUNNING:
+                    running.set()
 
             async def respond():
                 asker, task = await next_task(bob)
                 assert (task.content, task.hops) == ("2 + 2?", 3)
                 await bob.send(asker, write_envelope(TaskProgress(request_id=task.request_id, tick=1)))
+                await running.wait()
                 done = TaskResponse(
                     request_id=task.request_id,
                     content="4",
@@ -224,10 +229,9 @@ class TestRequests:
                 await bob.send(asker, write_envelope(done))
 
             tasks.start_soon(respond)
-            answer = await alice.request(bob_name, "2 + 2?", timeout=PATIENCE, hops=3, on_progress=seen.append)
+            answer = await alice.request(bob_name, "2 + 2?", timeout=PATIENCE, hops=3, on_progress=see)
             assert (answer.peer, answer.content, answer.artifacts) == (bob.did, "4", (Artifact("a.txt", "/a.txt", 3),))
             assert answer.telemetry == Telemetry(1, 2, 3, 4, 5)
-            assert TaskState.RUNNING in [progress.state for progress in seen]
 
     async def test_cancelled_request_is_called_off_at_the_peer(self, servers, tmp_path):
         bob_name = unique("bob")
