@@ -477,7 +477,7 @@ class ClientCore:
         if ended is not None and ended.state is DeliveryState.DELIVERED:
             return ended.id
         message = message or message_id(self._entropy)
-        self.outbox.add(Outgoing(message, peer, body), answer=answer)
+        self.outbox.add(Outgoing(message, peer, body, queued=now.utc), answer=answer)
         self._pump(peer, now)
         return message
 

@@ -43,6 +43,8 @@ class Outgoing(Struct, frozen=True):
     state: DeliveryState = DeliveryState.QUEUED
     frame: bytes | None = None
     """The frame as it was written; the same bytes go out again after a lost connection."""
+    queued: float | None = None
+    """When it was queued, UTC seconds; ``None`` where an older store did not note it."""
 
     def __repr__(self) -> str:
         return f"Outgoing({self.id}, to {self.peer}, {self.state})"

@@ -207,8 +207,8 @@ class SqliteStore:
         }
 
     def _load_outbox(self) -> Iterable[Outgoing]:
-        for message, peer, state, payload, frame in self._rows(
-            "SELECT id, peer, state, sealed_payload, sealed_frame FROM outbox ORDER BY position"
+        for message, peer, state, payload, frame, queued in self._rows(
+            "SELECT id, peer, state, sealed_payload, sealed_frame, queued FROM outbox ORDER BY position"
         ):
             yield Outgoing(
                 MessageId(message),
@@ -216,6 +216,7 @@ class SqliteStore:
                 self._seal.unlock(payload, "outbox payload", peer, message),
                 DeliveryState(state),
                 None if frame is None else self._seal.unlock(frame, "outbox frame", peer, message),
+                queued,
             )
 
     def _load_inbox(self) -> Iterable[Incoming]:
@@ -367,17 +368,17 @@ class SqliteStore:
                 rewritten.append((outgoing.state, frame, message))
             else:
                 payload = self._seal.lock(outgoing.payload, "outbox payload", outgoing.peer, message)
-                fresh.append((message, outgoing.peer, outgoing.state, payload, frame))
+                fresh.append((message, outgoing.peer, outgoing.state, payload, frame, outgoing.queued))
         rows.change(connection, "DELETE FROM outbox WHERE id IN", gone)
         for state, messages in rows.grouped(moved).items():
             rows.change(connection, "UPDATE outbox SET state = ? WHERE id IN", messages, state)
         connection.executemany("UPDATE outbox SET state = ?, sealed_frame = ? WHERE id = ?", rewritten)
         rows.insert(
             connection,
-            "INSERT INTO outbox (id, peer, state, sealed_payload, sealed_frame)",
+            "INSERT INTO outbox (id, peer, state, sealed_payload, sealed_frame, queued)",
             fresh,
             "ON CONFLICT (id) DO UPDATE SET peer = excluded.peer, state = excluded.state,"
-            " sealed_payload = excluded.sealed_payload, sealed_frame = excluded.sealed_frame",
+            " sealed_payload = excluded.sealed_payload, sealed_frame = excluded.sealed_frame, queued = excluded.queued",
         )
 
     def _save_inbox(self, connection: sqlite3.Connection, changes: Mapping[InboxKey, Incoming | None]) -> None:

@@ -132,7 +132,10 @@ def everything() -> Changes:
         one_time_prekeys={key.key_id: key for key in ONE_TIME},
         next_prekey_id=77,
         peers={peer().did: peer(), OLD_PEER: Peer(OLD_PEER)},
-        outbox={message(1): outgoing(1), message(2): outgoing(2, state=DeliveryState.RELAYED, frame=b"private frame")},
+        outbox={
+            message(1): outgoing(1, queued=1_700_000_000.25),
+            message(2): outgoing(2, state=DeliveryState.RELAYED, frame=b"private frame"),
+        },
         inbox={(one.sender, one.id): one for one in (incoming(3), incoming(4, encrypted=False, handed_over=True))},
         seen=[(OLD_PEER, message(5)), (OLD_PEER, message(6))],
         spent_ephemerals=[bytes(OPENINGS[0].ek)],
@@ -815,6 +818,20 @@ def test_older_store_is_copied_then_upgraded(disk: Shelf) -> None:
     copy = disk.folder / f"{DATABASE_FILE}.version-{len(schemas())}"
     os.replace(copy, disk.folder / DATABASE_FILE)
     assert disk.load() == expected_of_everything()
+
+
+def test_message_queued_before_version_2_waits_on_without_a_time(tmp_path: Path) -> None:
+    SqliteStore(tmp_path / "store", scripts=schemas()[:1]).close()
+    with closing(sqlite3.connect(tmp_path / "store" / DATABASE_FILE)) as database:
+        database.execute(
+            "INSERT INTO outbox (id, peer, state, sealed_payload) VALUES ('m', 'did:x:y', 'queued', x'31')"
+        )
+        database.commit()
+    with closing(SqliteStore(tmp_path / "store")) as store:
+        (waiting,) = store.load().outbox
+        assert (waiting.id, waiting.queued) == ("m", None)
+        store.save(Changes(outbox={waiting.id: replace(waiting, state=DeliveryState.RELAYED, frame=b"f")}))
+        assert store.load().outbox[0].state is DeliveryState.RELAYED
 
 
 def test_newer_store_is_refused(disk: Shelf) -> None:
