@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TaskState,
     )
     from meshlib.client.routes import Route
+    from meshlib.client.stats import ClientStats, Sighting, Trouble
     from meshlib.client.verbs import Mesh, PeerSummary
     from meshlib.config import (
         Backoff,
@@ -83,6 +84,7 @@ __all__ = [
     "BlockingDaemonClient",
     "BlockingMeshClient",
     "ClientConfig",
+    "ClientStats",
     "Connected",
     "DaemonClient",
     "DaemonNotRunning",
@@ -123,6 +125,7 @@ __all__ = [
     "Route",
     "ServiceError",
     "SessionLost",
+    "Sighting",
     "StoreError",
     "TaskFailed",
     "TaskState",
@@ -131,6 +134,7 @@ __all__ = [
     "TransferFailed",
     "TransferState",
     "TransportError",
+    "Trouble",
     "UsageError",
     "accept_everyone",
     "accept_only",
@@ -148,6 +152,7 @@ _HOMES = {
     "BlockingDaemonClient": "meshlib.daemon.blocking",
     "BlockingMeshClient": "meshlib.client.blocking",
     "ClientConfig": "meshlib.config",
+    "ClientStats": "meshlib.client.stats",
     "Connected": "meshlib.client.events",
     "DaemonClient": "meshlib.daemon.client",
     "DaemonNotRunning": "meshlib.errors",
@@ -188,6 +193,7 @@ _HOMES = {
     "Route": "meshlib.client.routes",
     "ServiceError": "meshlib.errors",
     "SessionLost": "meshlib.client.events",
+    "Sighting": "meshlib.client.stats",
     "StoreError": "meshlib.errors",
     "TaskFailed": "meshlib.errors",
     "TaskState": "meshlib.client.requests",
@@ -196,6 +202,7 @@ _HOMES = {
     "TransferFailed": "meshlib.errors",
     "TransferState": "meshlib.files.receipts",
     "TransportError": "meshlib.errors",
+    "Trouble": "meshlib.client.stats",
     "UsageError": "meshlib.errors",
     "accept_everyone": "meshlib.config",
     "accept_only": "meshlib.config",

@@ -39,15 +39,35 @@ WIRE = ("meshlib.wire",)
 LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs")
 """What servers borrow besides identities and the wire."""
 LOGS = ("meshlib.logs",)
-CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
+STATS = ("meshlib.client.stats",)
+CORE_VALUES = (
+    *STATS,
+    "meshlib.client.__init__",
+    "meshlib.clock",
+    "meshlib.buckets",
+    "meshlib.config",
+    "meshlib.client.events",
+)
 CORES = tuple(
-    f"meshlib.client.{name}" for name in ("core", "peers", "epochs", "keyring", "knocks", "inbox", "outbox", "held")
+    f"meshlib.client.{name}"
+    for name in (
+        "core",
+        "peers",
+        "epochs",
+        "keyring",
+        "knocks",
+        "inbox",
+        "outbox",
+        "held",
+        "counters",
+        "sightings",
+    )
 )
 CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "outgoing", "pieces", "records"))
 STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(
     f"meshlib.client.{name}"
-    for name in ("bell", "mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
+    for name in ("bell", "mesh", "logs", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
 RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs", "policy"))
 RUNTIMES = ("meshlib.responder.runtimes",)
@@ -115,7 +135,9 @@ TABLE = {
         never=("asyncio", "sqlite3", "subprocess"),
     ),
     # What a plugin needs inside a foreign interpreter: nothing that has a version.
-    "daemon values": Row(DAEMON_VALUES, ("meshlib.errors",), never=("asyncio", "subprocess", "sqlite3", "random")),
+    "daemon values": Row(
+        DAEMON_VALUES, ("meshlib.errors", *STATS), never=("asyncio", "subprocess", "sqlite3", "random")
+    ),
     "daemon": Row(
         DAEMON_SHELLS,
         (*IDENTITY, *WIRE, *LOGS, *CORE_VALUES, *STORES, *SHELLS, *DAEMON_VALUES),

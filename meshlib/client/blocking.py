@@ -13,6 +13,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from meshlib.client.events import DeliveryState
 from meshlib.client.mesh import Agent, MeshClient, Message, Receipt
 from meshlib.client.requests import Answer, OnProgress, Result
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.config import ClientConfig
 from meshlib.errors import NotConnected
 from meshlib.files.receipts import FileReceipt, OnTransfer
@@ -178,6 +179,16 @@ class BlockingMeshClient:
         """Agents that publish a capability; see :meth:`meshlib.MeshClient.discover`."""
         portal, client = self._open()
         return portal.call(client.discover, capability, limit)
+
+    def stats(self) -> ClientStats:
+        """This client's numbers; see :meth:`meshlib.MeshClient.stats`."""
+        portal, client = self._open()
+        return portal.call(client.stats)
+
+    def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id; see :meth:`meshlib.MeshClient.trace`."""
+        portal, client = self._open()
+        return portal.call(client.trace, message)
 
     def connect(self) -> None:
         """Connect again after :meth:`disconnect`."""

@@ -10,7 +10,7 @@ Owns the order of steps. Leaves sessions to :mod:`meshlib.client.peers`, what wa
 """
 
 import re
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -101,6 +101,7 @@ BELIEVED_FOR = 60.0
 FORGIVEN_AFTER = 120.0
 """Seconds after which a peer's complaints count from the start again."""
 
+_CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -204,6 +205,8 @@ class ClientCore:
         self._terminal = False
         self._closed_lanes: set[int] = set()
         self._passed_over: set[Did] = set()
+        self.frames_received: Counter[type[frames.Frame]] = Counter()
+        self.bytes_received = 0
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
@@ -621,6 +624,7 @@ class ClientCore:
 
     def receive(self, raw: bytes | str, now: Instant) -> None:
         """Take one frame as it came from the socket. Never raises because of what is in it."""
+        self.bytes_received += len(raw)
         try:
             frame = decode(raw)
         except MalformedFrame as error:
@@ -631,6 +635,7 @@ class ClientCore:
         self._dispatch(frame, now)
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
+        self.frames_received[type(frame)] += 1
         match frame:
             case frames.Message() | frames.PlaintextMessage() if all(map(self._has_no_room, self.inbox.lanes)):
                 self._closed_lanes.update(self.inbox.lanes)
@@ -662,14 +667,14 @@ class ClientCore:
     def _malformed(self, error: MalformedFrame) -> None:
         kind = {"message": "decrypt", "knock": "knock"}.get(error.frame_type or "", "frame")
         sender = _did_or_none(error.sender)
-        self._events.append(FaultFound(kind, str(error), sender, error.id))
+        self._events.append(FaultFound(kind, str(error), sender, error.id, _reason(error)))
         if sender is not None and error.id and error.frame_type in ("message", "knock", "knock_accept", "knock_reject"):
             self._ack(error.id, sender, unread=True)
 
     def _message(self, frame: frames.Message, now: Instant) -> None:
         sender = _did_or_none(frame.sender)
         if sender is None:
-            self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id))
+            self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id, "no_sender"))
             return
         failure = self._read(sender, frame, now)
         if failure is None:
@@ -678,7 +683,7 @@ class ClientCore:
         asked = self._is_asked(sender)
         known = bool(peer.strands or peer.candidates)
         if known and not asked:
-            self._events.append(FaultFound("decrypt", str(failure), sender, frame.id))
+            self._events.append(FaultFound("decrypt", str(failure), sender, frame.id, _reason(failure)))
         if type(failure) is not NotAuthentic:
             self._ack(frame.id, sender, unread=True)
             return
@@ -858,7 +863,7 @@ class ClientCore:
         if sender is None or not self._is_plaintext(self.peer(sender)):
             # The flag in a frame selects nothing: only our own list does, and never for a verified peer.
             detail = "an unencrypted message of a peer that is not on the plaintext list, or has been verified"
-            self._events.append(FaultFound("decrypt", detail, sender, frame.id))
+            self._events.append(FaultFound("decrypt", detail, sender, frame.id, "not_encrypted"))
             return
         if self._is_duplicate(sender, frame.id):
             return
@@ -1148,7 +1153,7 @@ class ClientCore:
             return
         self._complain(held, sender)
         if not held.reported:
-            self._events.append(FaultFound("decrypt", detail, sender, held.frame.id))
+            self._events.append(FaultFound("decrypt", detail, sender, held.frame.id, "unexplained"))
 
     def _complain(self, held: Held, sender: Did) -> None:
         """Say that a message was not read, on the connection it came on.
@@ -1339,6 +1344,11 @@ class Overtaking(PeerError):
 
 class NotForThisPeer(NotAuthentic):
     """An opening whose identity key is not the sender's."""
+
+
+def _reason(error: PeerError) -> str:
+    """The name of an error's type, in the words of :attr:`FaultFound.reason`."""
+    return _CAPITAL.sub("_", type(error).__name__).lower()
 
 
 def _did_or_none(text: str | None) -> Did | None:

@@ -137,6 +137,9 @@ class FaultFound:
     detail: str
     peer: Did | None = None
     id: str | None = None
+    reason: str = ""
+    """Of ``decrypt``, in a word or two out of a few: ``not_authentic``, ``too_many_skipped``, ``malformed_frame``,
+    ``not_encrypted``, ``unexplained`` (no session and no knock came that reads it), ``no_sender``."""
 
 
 Event = (

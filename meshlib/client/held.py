@@ -73,6 +73,10 @@ class HeldMessages:
         """Whether anything is held of a peer."""
         return sender in self._of
 
+    def senders_of(self, message: str) -> list[Did]:
+        """Peers of whom a message with this id is held."""
+        return [sender for sender, queue in self._of.items() if any(held.frame.id == message for held in queue)]
+
     def first(self, sender: Did) -> Held | None:
         """What is held longest of a peer."""
         return self._of[sender][0] if sender in self._of else None

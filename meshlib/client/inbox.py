@@ -62,6 +62,14 @@ class Inbox:
         """Whether the application has not confirmed it yet."""
         return (sender, message) in self._entries
 
+    def get(self, sender: Did, message: MessageId) -> Incoming | None:
+        """A message that the application has not confirmed yet."""
+        return self._entries.get((sender, message))
+
+    def senders_of(self, message: MessageId) -> list[Did]:
+        """Peers of whom a message with this id was taken. Looks at everything that is remembered."""
+        return [sender for sender, known in self._seen if known == message]
+
     def mark_seen(self, sender: Did, message: MessageId) -> None:
         """Remember a message; the longest known is forgotten beyond the bound."""
         self._seen[sender, message] = None

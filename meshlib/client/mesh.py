@@ -22,8 +22,10 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from meshlib.client import logs
 from meshlib.client.bell import Bell
 from meshlib.client.core import ClientCore, Link, Profile
+from meshlib.client.counters import Counters
 from meshlib.client.epochs import EPOCH_KEY, published_epoch
 from meshlib.client.events import (
     Connected,
@@ -39,6 +41,8 @@ from meshlib.client.handles import FINAL, Agent, Events, Inbox, Message, Receipt
 from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
 from meshlib.client.requests import Answer, Gathering, OnProgress, Requests
 from meshlib.client.routes import Route, Routes
+from meshlib.client.sightings import look_up
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.client.transport import Closed, WebSocket
 from meshlib.client.verbs import PeerSummary
 from meshlib.clock import Instant
@@ -147,6 +151,7 @@ class MeshClient:
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
         self._broken: MeshError | None = None
+        self._counters = Counters(self._now())
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -374,6 +379,7 @@ class MeshClient:
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
         await self._step()
+        logs.queued(message, did)
         return receipt
 
     async def take_back(self, message: str) -> bool:
@@ -485,6 +491,18 @@ class MeshClient:
             PeerSummary(peer.did, names.get(peer.did), peer.verified, len(core.outbox.of(peer.did)))
             for peer in core.peers()
         ]
+
+    async def stats(self) -> ClientStats:
+        """This client's numbers: what has passed since it was entered, and what waits right now."""
+        return self._counters.stats(self._open_core(), self._now())
+
+    async def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id: one of ours or of a peer. Nothing, if it is not known any more.
+
+        Several are found when several peers have used the same id. The ends of the last 10,000 sent messages are
+        remembered, and the ids of the last 100,000 received ones.
+        """
+        return look_up(self._open_core(), MessageId(message))
 
     async def resolve(self, peer: str) -> Did:
         """The DID of a display name; a DID is returned as it is.
@@ -670,6 +688,7 @@ class MeshClient:
             if changes:
                 await self._save(changes)
                 self._keys_moved = self._keys_moved or bool(changes.peers)
+            logs.saved(changes)
             step.saved = True
             step.told.ring()
             for event in core.events():
@@ -687,6 +706,7 @@ class MeshClient:
 
     async def _save(self, changes: Changes) -> None:
         assert self._store is not None
+        started = time.monotonic()
         try:
             if self._store.durable:
                 with anyio.CancelScope(shield=True):
@@ -697,6 +717,7 @@ class MeshClient:
             # The core is ahead of the disk now. Going on could send with keys that a restart would use again.
             await self._break(error)
             raise
+        self._counters.saved(time.monotonic() - started)
 
     async def _break(self, error: MeshError) -> None:
         self._broken = error
@@ -710,6 +731,7 @@ class MeshClient:
             for batch in _batches(writes):
                 with anyio.fail_after(self.config.timeouts.connect + sum(map(len, batch)) / SLOWEST_LINK):
                     await socket.send(batch)
+                self._counters.sent(batch)
         except (Closed, TimeoutError):
             log.debug(LogEvent("ended_while_sending"))  # the reader sees the same end and reports it
             await socket.abort()
@@ -717,6 +739,8 @@ class MeshClient:
         return True
 
     def _tell(self, event: Event) -> None:
+        self._counters.told(event, self._now().utc)
+        logs.told(event)
         if isinstance(event, DeliveryChanged):
             receipt = self._receipts.get(event.id)
             if receipt is not None:
@@ -794,7 +818,10 @@ class MeshClient:
             except TransportError as error:
                 self._trouble = error
             else:
+                self._trouble = None
                 await self._converse(core, self._socket)
+            if self._trouble is not None:
+                self._counters.not_connected(str(self._trouble), self._now().utc)
             if time.monotonic() - started >= backoff.stable_after:
                 ceiling = backoff.first
             if self._stay_connected():
@@ -937,7 +964,7 @@ class MeshClient:
     async def _publish_prekeys(self, *, at_start: bool = False) -> None:
         registry = self._open_registry()
         core = self._open_core()
-        left = (await registry.get_agent(self.did)).one_time_keys_left
+        left = self._counters.published = (await registry.get_agent(self.did)).one_time_keys_left
         if not at_start and not core.keyring.refresh(self._now()) and not self._runs_low(left):
             return
         # What the registry has although this store never published is of a store that is gone: nobody can answer there.
@@ -946,6 +973,8 @@ class MeshClient:
         await self._step()  # a private key is saved before its public half leaves
         public = PrekeyUpload.of(core.profile.identity, upload.signed, upload.one_time)
         await registry.upload_prekeys(self.did, public, "replace" if anew else "merge")
+        if left is not None:
+            self._counters.published = len(upload.one_time) + (0 if anew else left)
 
     def _runs_low(self, left: int | None) -> bool:
         # An upstream registry does not say what is left; there what was published at the start must do.

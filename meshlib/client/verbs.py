@@ -12,6 +12,7 @@ from typing import Protocol
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import Agent
 from meshlib.client.requests import Answer, OnProgress
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.files.receipts import OnTransfer, TransferState
 from meshlib.identity import Did
 from meshlib.wire.encoding import MessageId
@@ -116,6 +117,12 @@ class Mesh(Protocol):
         self, peer: str, path: Path, *, description: str = "", on_progress: OnTransfer | None = None
     ) -> AnyFileReceipt:
         """Send a file."""
+
+    async def stats(self) -> ClientStats:
+        """The numbers of the client that owns the identity."""
+
+    async def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id."""
 
     async def peers(self) -> list[PeerSummary]:
         """Everybody we have talked to, the last first."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.daemon.address import is_ours, short
 from meshlib.daemon.protocol import (
     VERSION,
@@ -51,9 +52,11 @@ from meshlib.daemon.values import (
     SendFile,
     Sent,
     Standing,
+    Stats,
     Status,
     Stop,
     Taken,
+    Trace,
     read,
     read_answer,
 )
@@ -377,6 +380,14 @@ class BlockingDaemonClient:
     def peers(self) -> list[Known]:
         """Everybody we have talked to, the last first."""
         return list(self._ask(Peers()))
+
+    def stats(self) -> ClientStats:
+        """The numbers of the client behind the daemon; see :meth:`meshlib.MeshClient.stats`."""
+        return self._ask(Stats())
+
+    def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id; see :meth:`meshlib.MeshClient.trace`."""
+        return self._ask(Trace(message))
 
     def status(self) -> Standing:
         """How the daemon is."""

@@ -20,6 +20,7 @@ from anyio.abc import SocketAttribute, TaskGroup
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import Agent
 from meshlib.client.requests import Answer, Gathering, OnProgress, Progress, TaskState
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.client.verbs import PeerSummary
 from meshlib.daemon.address import is_ours, short
 from meshlib.daemon.blocking import HELLO_SECONDS, checked, hung_up, no_greeting, not_running
@@ -44,9 +45,11 @@ from meshlib.daemon.values import (
     SendFile,
     Sent,
     Standing,
+    Stats,
     Status,
     Stop,
     Taken,
+    Trace,
     read,
     read_answer,
     write,
@@ -328,6 +331,14 @@ class DaemonClient:
         """Everybody we have talked to, the last first."""
         known = await self._ask(Peers())
         return [PeerSummary(parse_did(one.did), one.name, one.verified, one.undelivered) for one in known]
+
+    async def stats(self) -> ClientStats:
+        """The numbers of the client behind the daemon; see :meth:`meshlib.MeshClient.stats`."""
+        return await self._ask(Stats())
+
+    async def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id; see :meth:`meshlib.MeshClient.trace`."""
+        return await self._ask(Trace(message))
 
     async def status(self) -> Standing:
         """How the daemon is."""

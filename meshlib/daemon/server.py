@@ -48,9 +48,11 @@ from meshlib.daemon.values import (
     SendFile,
     Sent,
     Standing,
+    Stats,
     Status,
     Stop,
     Taken,
+    Trace,
 )
 from meshlib.errors import InvalidValue, MalformedFrame, MeshError, QueueFull, StoreError, TransportError, UsageError
 from meshlib.files.receipts import FileReceipt
@@ -396,6 +398,10 @@ class _Connection:
             case Peers():
                 known = await client.peers()
                 return tuple(Known(one.did, one.name, one.verified, one.undelivered) for one in known)
+            case Stats():
+                return await client.stats()
+            case Trace():
+                return await client.trace(call.message)
             case Status():
                 return self._standing()
             case Stop():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.errors import InvalidValue, MalformedFrame
 
 T_co = TypeVar("T_co", covariant=True)
@@ -246,6 +247,18 @@ class Peers(Call[tuple[Known, ...]]):
 
 
 @dataclass(frozen=True, slots=True)
+class Stats(Call[ClientStats]):
+    """The numbers of the client that owns the identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(Call[tuple[Sighting, ...]]):
+    """Where a message stands."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status(Call[Standing]):
     """How the daemon is."""
 
@@ -268,6 +281,8 @@ VERBS: dict[str, type[Call[object]]] = {
     "follow_file": FollowFile,
     "cancel_file": CancelFile,
     "peers": Peers,
+    "stats": Stats,
+    "trace": Trace,
     "status": Status,
     "stop": Stop,
 }
@@ -327,6 +342,8 @@ def read(kind: Any, value: object) -> Any:
         return None if value is None else read(kind, value)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(read(get_args(kind)[0], one) for one in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {read(get_args(kind)[0], name): read(get_args(kind)[1], one) for name, one in value.items()}
     if kind is float and type(value) is int and abs(value) <= 2**53:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import Agent
 from meshlib.client.requests import Answer, OnProgress
+from meshlib.client.stats import ClientStats, Sighting
 from meshlib.client.verbs import AnyFileReceipt, AnyMessage, AnyReceipt, Mesh, PeerSummary
 from meshlib.daemon.client import DaemonClient
 from meshlib.files.receipts import OnTransfer
@@ -90,6 +91,14 @@ class DaemonAtFirstUse:
     async def peers(self) -> list[PeerSummary]:
         """Everybody we have talked to."""
         return await (await self._mesh()).peers()
+
+    async def stats(self) -> ClientStats:
+        """The numbers of the client that owns the identity."""
+        return await (await self._mesh()).stats()
+
+    async def trace(self, message: str) -> tuple[Sighting, ...]:
+        """Where a message stands, by its id."""
+        return await (await self._mesh()).trace(message)
 
 
 @asynccontextmanager

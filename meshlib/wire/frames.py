@@ -5,6 +5,7 @@ Turning them into bytes and back is left to :mod:`meshlib.wire.codec`. Nothing h
 what somebody sent, not who sent it.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -219,3 +220,21 @@ Frame = (
     | Receipt
     | Unknown
 )
+
+TYPES: Mapping[type, str] = {
+    Message: "message",
+    PlaintextMessage: "message",
+    Knock: "knock",
+    KnockAccept: "knock_accept",
+    KnockReject: "knock_reject",
+    Connect: "connect",
+    Connected: "connected",
+    FetchPending: "fetch_pending",
+    Heartbeat: "heartbeat",
+    Disconnect: "disconnect",
+    Ack: "ack",
+    PendingMessages: "pending_messages",
+    Error: "error",
+    Receipt: "receipt",
+}
+"""What a frame is called on the wire, by its class; :class:`Unknown` ones bring their own."""
