@@ -21,7 +21,7 @@ from meshlib.cli.exits import Exit
 from meshlib.cli.identity import stored_identity
 from meshlib.cli.options import Settings, settings_from
 from meshlib.cli.output import Console, Style, visible
-from meshlib.cli.status import health, http_form
+from meshlib.cli.servers import health, http_form
 from meshlib.client.mesh import MeshClient
 from meshlib.client.registry import SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
 from meshlib.client.transport import WebSocket, proxy_for

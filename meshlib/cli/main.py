@@ -227,6 +227,11 @@ def parser() -> _Parser:
     plugin.add_argument("--hermes-home", metavar="FOLDER", help="default: $HERMES_HOME, else ~/.hermes")
 
     add("status", "show registry, relay, identity and store at a glance", "status:status")
+    trace = add("trace", "follow one message by its id", "trace:trace")
+    trace.add_argument("id", help="the message's id, as 'mesh send' and 'mesh listen --json' print it")
+    trace.add_argument(
+        "--log", nargs="+", action="extend", metavar="FILE", help="JSON logs of sender, relay or recipient; - reads one"
+    )
     doctor = add("doctor", "check the way to registry and relay step by step", "doctor:doctor")
     doctor.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds per step (default: 10)")
     return top

@@ -1,59 +1,47 @@
-"""``mesh status``: registry, relay, identity and store at a glance."""
+"""``mesh status``: registry, relay, identity, store, and how this agent is, at a glance."""
 
+import time
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 import anyio
-import httpx
 
 from meshlib.cli.exits import Exit
-from meshlib.cli.identity import stored_identity
+from meshlib.cli.messages import duration
 from meshlib.cli.options import Settings, settings_from
-from meshlib.cli.output import Console, Style
-from meshlib.client.registry import RegistryClient, RegistryOptions, http_client
+from meshlib.cli.output import Console, Style, visible
+from meshlib.cli.servers import Health, health, http_form
+from meshlib.cli.stored import stored_core, stored_stats
+from meshlib.client.core import ClientCore
+from meshlib.client.registry import RegistryClient, RegistryOptions
+from meshlib.client.stats import ClientStats, Trouble
 from meshlib.daemon.address import socket_path
 from meshlib.daemon.client import DaemonClient
 from meshlib.daemon.values import Standing
-from meshlib.errors import AgentNotFound, DaemonNotRunning, IdentityInUse, MeshError, StoreError
-from meshlib.identity import Did, Identity
+from meshlib.errors import AgentNotFound, DaemonNotRunning, IdentityInUse, InvalidValue, MeshError, StoreError
+from meshlib.identity import Did
 
 _PATIENCE = 5.0
-_LARGEST_HEALTH = 64 * 1024
-_SHOWN = {
-    "connected_agents": "{} connected",
-    "agents": "{} agents",
-    "registered_agents": "{} agents",
-    "messages_routed": "{} routed",
-    "messages_stored": "{} stored",
-}
-
-
-@dataclass(frozen=True)
-class Health:
-    """What a server says about itself."""
-
-    up: bool
-    detail: str
-    body: dict[str, object] = field(default_factory=dict)
+_SHOWN_TROUBLES = 3
 
 
 def status(arguments: Namespace, environment: Mapping[str, str], console: Console) -> int:
     """Ask everyone once and show what they said."""
     settings = settings_from(arguments, environment)
-    identity, holder, trouble = _identity(settings)
+    core, holder, trouble = _stored(settings)
 
-    async def main() -> tuple[Health, Health, str, Standing | None]:
-        daemon = await _daemon(settings)
+    async def main() -> tuple[Health, Health, str, Standing | None, ClientStats | None]:
+        daemon, stats = await _daemon(settings)
         registry = await health(settings, settings.registry_url)
         relay = await health(settings, http_form(settings.relay_url))
-        known = Did(daemon.did) if daemon else identity.did if identity else None
+        known = Did(daemon.did) if daemon else core.profile.did if core else None
         registered = await _registered(settings, known) if known and registry.up else ""
-        return registry, relay, registered, daemon
+        return registry, relay, registered, daemon, stats
 
-    registry, relay, registered, daemon = anyio.run(main)
-    did = daemon.did if daemon else str(identity.did) if identity else None
+    registry, relay, registered, daemon, stats = anyio.run(main)
+    did = daemon.did if daemon else str(core.profile.did) if core else None
+    stats = stats or (stored_stats(core) if core else None)
     if console.json:
         console.emit(
             registry={
@@ -66,6 +54,7 @@ def status(arguments: Namespace, environment: Mapping[str, str], console: Consol
             identity={"did": did, "name": settings.name, "registered": registered or None},
             store={"folder": str(settings.store), "in_use": holder, "trouble": trouble},
             daemon=None if daemon is None else asdict(daemon),
+            stats=None if stats is None else asdict(stats),
         )
     else:
         servers = [("registry", settings.registry_url, registry), ("relay", settings.relay_url, relay)]
@@ -76,71 +65,84 @@ def status(arguments: Namespace, environment: Mapping[str, str], console: Consol
         console.say(f"  {'identity':<9} {did or '-'}" + (f"   {registered}" if registered else ""))
         console.say(f"  {'store':<9} {settings.store}")
         console.table(
-            [["         " + (holder or trouble or ("free" if identity else "no identity yet: mesh identity create"))]]
+            [["         " + (holder or trouble or ("free" if core else "no identity yet: mesh identity create"))]]
         )
         if daemon is not None:
             link = console.paint("connected", Style.GOOD) if daemon.connected else console.paint("offline", Style.BAD)
             console.say(f"  {'daemon':<9} {link}   {daemon.relay}")
             console.table([["", "      ", f"{daemon.connections} connections, {daemon.undelivered} undelivered"]])
+        if stats is not None:
+            _show(console, stats, running=daemon is not None)
     return Exit.OK if registry.up and relay.up and not trouble else Exit.FAILED
 
 
-async def _daemon(settings: Settings) -> Standing | None:
-    """How the daemon of the store is, if one runs."""
+def _show(console: Console, stats: ClientStats, *, running: bool) -> None:
+    facts = [(name, text, Style.DIM) for name, text in (*_standing(stats), *(_counted(stats) if running else ()))]
+    facts += [("trouble", _told(one), Style.WARN) for one in stats.troubles[-_SHOWN_TROUBLES:]]
+    for number, (name, text, style) in enumerate(facts):
+        console.say(f"  {'' if number else 'agent':<9} {console.paint(name.ljust(9), style)} {visible(text)}")
+
+
+def _standing(stats: ClientStats) -> Iterator[tuple[str, str]]:
+    """How it stands, whether or not a client runs."""
+    age = "" if stats.oldest_undelivered is None else f", the oldest for {duration(stats.oldest_undelivered)}"
+    yield "backlog", f"{stats.outbox} undelivered{age}; {stats.inbox} not confirmed, {stats.held} not readable yet"
+    yield "sessions", _listed(stats.peers) or "no peers yet"
+    published = stats.one_time_keys_published
+    yield "keys", f"{stats.one_time_keys} unused" + ("" if published is None else f", {published} at the registry")
+
+
+def _counted(stats: ClientStats) -> Iterator[tuple[str, str]]:
+    """What has passed since the client was entered."""
+    ends = f"; ended {_listed(stats.disconnects)}" if stats.disconnects else ""
+    failed = f"; {stats.connect_failures} attempts failed" if stats.connect_failures else ""
+    yield "link", f"up for {duration(stats.uptime)}, connected {stats.connects} times{ends}{failed}"
+    yield "sent", f"{_size(stats.bytes_sent)}: {_listed(stats.frames_sent)}"
+    yield "received", f"{_size(stats.bytes_received)}: {_listed(stats.frames_received)}"
+    if stats.receipts:
+        yield "receipts", _listed(stats.receipts)
+    if stats.saves:
+        yield "saves", f"{stats.saves}, {1000 * stats.save_seconds / stats.saves:.1f} ms each"
+    for name, counts in (("refused", stats.refusals), ("unread", stats.decrypt_failures), ("faults", stats.faults)):
+        if counts:
+            yield name, _listed(counts)
+    if stats.sessions_lost:
+        yield "lost", f"{stats.sessions_lost} sessions"
+
+
+def _told(one: Trouble) -> str:
+    return f"{duration(time.time() - one.at)} ago, {one.kind}: {one.detail}"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+async def _daemon(settings: Settings) -> tuple[Standing | None, ClientStats | None]:
+    """How the daemon of the store is, if one runs, and its client's numbers, if it is of a version that has them."""
     try:
         async with DaemonClient(socket_path(settings.store)) as mesh:
-            return await mesh.status()
+            standing = await mesh.status()
+            try:
+                return standing, await mesh.stats()
+            except InvalidValue:
+                return standing, None
     except DaemonNotRunning:
-        return None
+        return None, None
 
 
-def http_form(relay_url: str) -> str:
-    """The relay's address for plain HTTP, where its ``/health`` is."""
-    parts = urlsplit(relay_url)
-    return urlunsplit(parts._replace(scheme="https" if parts.scheme == "wss" else "http"))
-
-
-async def health(settings: Settings, url: str) -> Health:
-    """``GET /health`` of a server. Whatever goes wrong becomes the detail."""
-    options = RegistryOptions(timeout=_PATIENCE, tls=settings.tls, proxy=settings.proxy)
+def _stored(settings: Settings) -> tuple[ClientCore | None, str, str]:
+    """What the store holds, who uses it, and what is wrong with it."""
     try:
-        with anyio.fail_after(_PATIENCE):
-            async with http_client(options) as http, http.stream("GET", f"{url.rstrip('/')}/health") as answer:
-                raw = b""
-                async for chunk in answer.aiter_bytes():
-                    raw += chunk
-                    if len(raw) > _LARGEST_HEALTH:
-                        return Health(False, "its answer is too long to be one: is this the right address?")
-    except TimeoutError:
-        return Health(False, f"no answer within {_PATIENCE:g} s")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Health(
-            False, f"{str(error) or type(error).__name__}; start it with 'mesh up', or check with 'mesh doctor'"
-        )
-    if answer.status_code != 200:
-        return Health(False, f"HTTP {answer.status_code}: is this the right address?")
-    body = _object(httpx.Response(200, content=raw))
-    return Health(True, _summary(body), body)
-
-
-def _object(answer: httpx.Response) -> dict[str, object]:
-    try:
-        body = answer.json()
-    except (ValueError, RecursionError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _summary(body: dict[str, object]) -> str:
-    stats = body.get("stats")
-    known = {**body, **(stats if isinstance(stats, dict) else {})}
-    return ", ".join(text.format(known[name]) for name, text in _SHOWN.items() if isinstance(known.get(name), int))
-
-
-def _identity(settings: Settings) -> tuple[Identity | None, str, str]:
-    """Identity, who uses it, and what is wrong with the store."""
-    try:
-        return stored_identity(settings), "", ""
+        return stored_core(settings), "", ""
     except IdentityInUse as error:
         return None, str(error).partition(":")[0], ""
     except StoreError as error:

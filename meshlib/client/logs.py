@@ -35,7 +35,7 @@ def asked_for() -> bool:
 
 
 def queued(message: MessageId, peer: Did) -> None:
-    """The application has given us a message; it is in the outbox, and saved."""
+    """The application has given us a message; it is in the outbox, and about to be saved."""
     if asked_for():
         log.debug(LogEvent("queued", id=message, peer=peer))
 

@@ -378,8 +378,8 @@ class MeshClient:
             found = core.delivery(message)
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
-        await self._step()
         logs.queued(message, did)
+        await self._step()
         return receipt
 
     async def take_back(self, message: str) -> bool:
