@@ -232,6 +232,9 @@ def parser() -> _Parser:
     trace.add_argument(
         "--log", nargs="+", action="extend", metavar="FILE", help="JSON logs of sender, relay or recipient; - reads one"
     )
+    live = add("top", "watch relay and registry live", "top:top")
+    live.add_argument("--once", action="store_true", help="show one table and end")
+    live.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between looks (default: 1)")
     doctor = add("doctor", "check the way to registry and relay step by step", "doctor:doctor")
     doctor.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds per step (default: 10)")
     return top

@@ -76,6 +76,11 @@ class Console:
         """Whether somebody watches standard error, on a terminal that can rewrite its last line."""
         return self.err.isatty() and not self.json and self._environment.get("TERM") != "dumb"
 
+    @property
+    def full_screen(self) -> bool:
+        """Whether results go to a terminal that lets itself be drawn on."""
+        return self.out.isatty() and not self.json and self._environment.get("TERM") != "dumb"
+
     def show(self, text: str) -> None:
         """Where :attr:`live`, write ``text`` over the last line; an empty text removes it."""
         if self.live:
