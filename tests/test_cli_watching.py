@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgpack
 import pytest
 
+from meshlib.snapshot import pack_session
 from meshlib.store import open_store
 from tests.commands import MESH, Agent, Running, Servers, environment, mesh_up
 
@@ -227,6 +229,15 @@ def watched_on_a_terminal(one: Agent, number: signal.Signals) -> tuple[int, str]
     return process.wait(60), written.decode()
 
 
+def secrets_in(packed: object) -> Iterator[bytes]:
+    """Everything in a packed session that may be a key."""
+    if isinstance(packed, bytes) and len(packed) >= 16:
+        yield packed
+    elif isinstance(packed, list | tuple):
+        for one in packed:
+            yield from secrets_in(one)
+
+
 class TestLogs:
     def test_debug_logs_of_a_conversation_hold_no_payload_and_no_key(
         self, servers: Servers, agent: Callable[[str], Agent], tmp_path: Path
@@ -261,6 +272,9 @@ class TestLogs:
             assert saved.signing_key is not None
             keys = [bytes(saved.signing_key), *(bytes(key.private) for key in saved.one_time_prekeys.values())]
             keys += [bytes(dated.prekey.private) for dated in saved.signed_prekeys]
+            sessions = [strand.session for peer in saved.peers.values() for strand in peer.strands]
+            keys += [key for session in sessions for key in secrets_in(msgpack.unpackb(pack_session(session)))]
+            assert len(keys) > len(sessions) > 0
             for key in keys:
                 forbidden += [key.hex(), base64.b64encode(key).decode().rstrip("="), repr(key)[2:-1]]
                 forbidden.append(base64.urlsafe_b64encode(key).decode().rstrip("="))

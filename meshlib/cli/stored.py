@@ -35,5 +35,4 @@ def stored_core(settings: Settings) -> ClientCore | None:
 
 def stored_stats(core: ClientCore) -> ClientStats:
     """The numbers of a client that does not run: what waits, and nothing counted."""
-    now = Instant(time.monotonic(), time.time())
-    return Counters(now).stats(core, now)
+    return Counters(lambda: Instant(time.monotonic(), time.time())).stats(core)

@@ -5,7 +5,7 @@ up to :data:`LABELS`. What stands in the core is read when somebody asks.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from meshlib.client.core import ClientCore, Link
@@ -37,11 +37,16 @@ _UNTAKEN = ("decrypt", "replay", "payload")
 
 
 class Counters:
-    """What has been counted since ``started``. Owned by the shell, in the task that owns the core."""
+    """What has been counted since it was made. Owned by the shell, in the task that owns the core.
 
-    def __init__(self, started: Instant) -> None:
-        self._started = started
-        self._frames: Counter[str] = Counter()
+    Args:
+        clock: asked for the time of what goes wrong only, and of nothing that happens per message.
+    """
+
+    def __init__(self, clock: Callable[[], Instant]) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._frames: Counter[bytes] = Counter()
         self._bytes = 0
         self._saves = 0
         self._save_seconds = 0.0
@@ -70,43 +75,45 @@ class Counters:
         self._saves += 1
         self._save_seconds += seconds
 
-    def not_connected(self, detail: str, utc: float) -> None:
+    def not_connected(self, detail: str) -> None:
         """There was no connection to be had."""
         self._connect_failures += 1
-        self._note("connect", detail, utc)
+        self._note("connect", detail)
 
-    def told(self, event: Event, utc: float) -> None:
+    def told(self, event: Event) -> None:
         """The core, or the shell, tells its listeners something."""
+        if type(event) is DeliveryChanged:  # once or twice per message; the others are rare
+            self._deliveries[event.state] += 1
+            if event.state is DeliveryState.REFUSED and not event.detail:
+                _add(self._refusals, "relay")
+            return
         match event:
-            case DeliveryChanged():
-                self._deliveries[event.state] += 1
-                if event.state is DeliveryState.REFUSED and not event.detail:
-                    _add(self._refusals, "relay")
             case Connected():
                 self._connects += 1
             case Disconnected():
                 _add(self._disconnects, str(event.code))
-                self._note("disconnected", f"{event.code} {event.reason}".rstrip(), utc)
+                self._note("disconnected", f"{event.code} {event.reason}".rstrip())
             case KnockRejected():
                 _add(self._refusals, event.reason)
             case SessionLost():
                 self._sessions_lost += 1
-                self._note("session_lost", f"{event.peer}: {event.reason}", utc)
+                self._note("session_lost", f"{event.peer}: {event.reason}")
             case FaultFound():
                 _add(self._faults, event.kind)
                 if event.kind in _UNTAKEN:
                     _add(self._untaken, event.reason or event.kind)
-                self._note(event.kind, event.detail, utc)
+                self._note(event.kind, event.detail)
 
-    def _note(self, kind: str, detail: str, utc: float) -> None:
+    def _note(self, kind: str, detail: str) -> None:
         if self._troubles and (self._troubles[-1].kind, self._troubles[-1].detail) == (kind, detail):
             self._troubles.pop()  # an unreachable relay must not push out everything else
-        self._troubles.append(Trouble(utc, kind, detail))
+        self._troubles.append(Trouble(self._clock().utc, kind, detail))
 
     # --- what there is to tell ---------------------------------------------------------------------------------------
 
-    def stats(self, core: ClientCore, now: Instant) -> ClientStats:
+    def stats(self, core: ClientCore) -> ClientStats:
         """Everything, as it is now. Costs a look at every peer and every message that waits."""
+        now = self._clock()
         oldest = min((one.queued for one in core.outbox.all() if one.queued is not None), default=None)
         return ClientStats(
             uptime=max(0.0, now.monotonic - self._started.monotonic),
@@ -114,7 +121,7 @@ class Counters:
             connects=self._connects,
             connect_failures=self._connect_failures,
             disconnects=_sorted(self._disconnects),
-            frames_sent=_sorted(self._frames),
+            frames_sent=_sorted({kind.decode("ascii"): count for kind, count in self._frames.items()}),
             frames_received=_sorted(_by_name(core.frames_received)),
             bytes_sent=self._bytes,
             bytes_received=core.bytes_received,

@@ -28,6 +28,9 @@ from meshlib.wire.encoding import MessageId
 
 log = logging.getLogger("meshlib.client")
 
+_SELDOM = frozenset((Connected, Disconnected, FaultFound, SessionLost))
+"""Events that are worth a line where single messages are not."""
+
 
 def asked_for() -> bool:
     """Whether steps of single messages are logged: nobody shall pay for them otherwise."""
@@ -58,7 +61,7 @@ def saved(changes: Changes) -> None:
 
 def told(event: Event) -> None:
     """Listeners are told something."""
-    level = logging.INFO if isinstance(event, Connected | Disconnected | FaultFound | SessionLost) else logging.DEBUG
+    level = logging.INFO if type(event) in _SELDOM else logging.DEBUG
     if log.isEnabledFor(level):
         log.log(level, _described(event))
 

@@ -151,7 +151,7 @@ class MeshClient:
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
         self._broken: MeshError | None = None
-        self._counters = Counters(self._now())
+        self._counters = Counters(self._now)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -494,7 +494,7 @@ class MeshClient:
 
     async def stats(self) -> ClientStats:
         """This client's numbers: what has passed since it was entered, and what waits right now."""
-        return self._counters.stats(self._open_core(), self._now())
+        return self._counters.stats(self._open_core())
 
     async def trace(self, message: str) -> tuple[Sighting, ...]:
         """Where a message stands, by its id: one of ours or of a peer. Nothing, if it is not known any more.
@@ -739,7 +739,7 @@ class MeshClient:
         return True
 
     def _tell(self, event: Event) -> None:
-        self._counters.told(event, self._now().utc)
+        self._counters.told(event)
         logs.told(event)
         if isinstance(event, DeliveryChanged):
             receipt = self._receipts.get(event.id)
@@ -821,7 +821,7 @@ class MeshClient:
                 self._trouble = None
                 await self._converse(core, self._socket)
             if self._trouble is not None:
-                self._counters.not_connected(str(self._trouble), self._now().utc)
+                self._counters.not_connected(str(self._trouble))
             if time.monotonic() - started >= backoff.stable_after:
                 ceiling = backoff.first
             if self._stay_connected():

@@ -90,9 +90,9 @@ def encode(frame: Frame) -> bytes:
     return data
 
 
-def written_type(raw: bytes) -> str:
+def written_type(raw: bytes) -> bytes:
     """The type of a frame that :func:`encode` has made for a relay; it comes before what anybody else has chosen."""
-    return raw[_TYPE_STARTS : raw.index(b'"', _TYPE_STARTS)].decode("ascii")
+    return raw[_TYPE_STARTS : raw.index(b'"', _TYPE_STARTS)]
 
 
 _TYPE_STARTS = len('{"v":1,"type":"')
