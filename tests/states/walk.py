@@ -348,7 +348,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 _SKIPPED = {
     *("_entropy", "profile", "identity", "policy", "limits", "_limits", "_timeouts", "_events", "now", "ts", "lives"),
     *("_knock_rate", "_written"),  # bounds that no walk comes near
-    "queued",  # when a message was queued decides nothing
+    *("frames_received", "bytes_received", "queued"),  # for people: they decide nothing
 }
 _CACHED = {Peer, Strand, Candidate, Session, Outgoing, Incoming, Outcome, OneTimePrekey, DatedPrekey}
 """Values without a deadline in them."""
