@@ -35,4 +35,5 @@ def stored_core(settings: Settings) -> ClientCore | None:
 
 def stored_stats(core: ClientCore) -> ClientStats:
     """The numbers of a client that does not run: what waits, and nothing counted."""
-    return Counters(lambda: Instant(time.monotonic(), time.time())).stats(core)
+    now = Instant(time.monotonic(), time.time())
+    return Counters(lambda: now).stats(core)

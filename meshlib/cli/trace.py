@@ -27,6 +27,7 @@ LONGEST_LINE = 64 * 1024
 """Bytes of a log line; ours have some 300. Longer ones are passed over."""
 STEPS = 1_000
 """Lines of logs that are shown of one message, the first ones: it has about ten, and one more per lost connection."""
+_DID_SHOWN = len("did:mesh:") + 8
 _HEAD = ("time", "level", "event")
 
 
@@ -179,7 +180,13 @@ def _facts(one: Sighting, where: str) -> Iterator[str]:
 
 
 def _text(step: Step) -> str:
-    return "  ".join(f"{name}={value}" for name, value in step.fields.items() if value not in (None, ""))
+    return "  ".join(f"{name}={_short(value)}" for name, value in step.fields.items() if value not in (None, ""))
+
+
+def _short(value: object) -> str:
+    """A DID by its first digits, which tell a handful of agents apart; anything else as it is."""
+    text = str(value)
+    return f"{text[:_DID_SHOWN]}…" if text.startswith("did:mesh:") else text
 
 
 def _after(started: float | None, time: str) -> str:
