@@ -36,6 +36,9 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors", "meshlib.places")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
+LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs")
+"""What servers borrow besides identities and the wire."""
+LOGS = ("meshlib.logs",)
 CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
 CORES = tuple(
     f"meshlib.client.{name}" for name in ("core", "peers", "epochs", "keyring", "knocks", "inbox", "outbox", "held")
@@ -82,6 +85,7 @@ TABLE = {
     ),
     "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
+    "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
     "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
@@ -106,7 +110,7 @@ TABLE = {
     ),
     "shells": Row(
         SHELLS,
-        (*IDENTITY, *SESSION, *WIRE, *CORE_VALUES, *CORES, *STORES),
+        (*IDENTITY, *SESSION, *WIRE, *LOGS, *CORE_VALUES, *CORES, *STORES),
         ("anyio", "httpx", "websockets", "python_socks", "msgspec"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
@@ -114,7 +118,7 @@ TABLE = {
     "daemon values": Row(DAEMON_VALUES, ("meshlib.errors",), never=("asyncio", "subprocess", "sqlite3", "random")),
     "daemon": Row(
         DAEMON_SHELLS,
-        (*IDENTITY, *WIRE, *CORE_VALUES, *STORES, *SHELLS, *DAEMON_VALUES),
+        (*IDENTITY, *WIRE, *LOGS, *CORE_VALUES, *STORES, *SHELLS, *DAEMON_VALUES),
         ("anyio",),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
@@ -142,6 +146,7 @@ TABLE = {
             *IDENTITY,
             *SESSION,
             *WIRE,
+            *LOGS,
             *CORE_VALUES,
             *CORES,
             *STORES,
@@ -176,6 +181,7 @@ TABLE = {
         (
             *IDENTITY,
             *WIRE,
+            *LOGS,
             *CORE_VALUES,
             *STORES,
             *SHELLS,
@@ -198,7 +204,7 @@ TABLE = {
             "mesh_relay.metrics",
             "mesh_relay.logs",
         ),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets"),
+        (*IDENTITY, *WIRE, *LENT),
         ("msgspec", "websockets"),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
@@ -209,11 +215,11 @@ TABLE = {
     ),
     "relay shells": Row(
         ("mesh_relay.server", "mesh_relay.readiness"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "mesh_relay"),
+        (*IDENTITY, *WIRE, *LENT, "mesh_relay"),
         ("trio", "websockets"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
-    "relay door": Row(("mesh_relay.__main__",), (*IDENTITY, *WIRE, "meshlib.clock", "mesh_relay"), ("trio",)),
+    "relay door": Row(("mesh_relay.__main__",), (*IDENTITY, *WIRE, *LENT, "mesh_relay"), ("trio",)),
     "registry cores": Row(
         (
             "mesh_registry.__init__",
@@ -226,7 +232,7 @@ TABLE = {
             "mesh_registry.render",
             "mesh_registry.verbs",
         ),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets"),
+        (*IDENTITY, *WIRE, *LENT),
         ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
@@ -237,13 +243,13 @@ TABLE = {
     ),
     "registry shells": Row(
         ("mesh_registry.api", "mesh_registry.oidc", "mesh_registry.config", "mesh_registry.logs"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
+        (*IDENTITY, *WIRE, *LENT, "mesh_registry"),
         ("starlette", "httpx", "jwt"),
         never=("sqlite3", "subprocess", "socket"),
     ),
     "registry door": Row(
         ("mesh_registry.__main__", "mesh_registry.http"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
+        (*IDENTITY, *WIRE, *LENT, "mesh_registry"),
         ("uvicorn", "uvloop", "httpx"),
     ),
 }
@@ -335,7 +341,7 @@ def test_servers_borrow_identities_and_the_wire_only() -> None:
         if one.imported.startswith("meshlib")
     }
     assert borrowed
-    assert all(within(one, (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets")) for one in borrowed)
+    assert all(within(one, (*IDENTITY, *WIRE, *LENT)) for one in borrowed)
 
 
 def test_meshlib_imports_no_server() -> None:

@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, get_args
 
 from meshlib.cli.exits import MEANINGS, Exit, exit_for
-from meshlib.cli.options import VARIABLES
+from meshlib.cli.options import VARIABLES, chosen_option
 from meshlib.cli.output import Console
 from meshlib.errors import MeshError
+from meshlib.logs import LogStyle, handler_for
 
 RUNTIMES = ("hermes", "hermes-inprocess", "claude", "codex", "openclaw", "llm")
 """Spelled out, so that no command loads them to show its help."""
@@ -56,8 +57,7 @@ def run(argv: Sequence[str], environment: Mapping[str, str], out: TextIO, err: T
             stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     console = Console(out, err, environment, json=getattr(arguments, "json", False))
-    verbose = getattr(arguments, "verbose", False)
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=err)
+    _log_to(err, arguments, environment)
     try:
         return _command(arguments.command)(arguments, environment, console)
     except MeshError as error:
@@ -71,6 +71,19 @@ def run(argv: Sequence[str], environment: Mapping[str, str], out: TextIO, err: T
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return Exit.BROKEN_PIPE
+
+
+def _log_to(stream: TextIO, arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Errors only, unless somebody wants to see more; of foreign libraries never what they print of frames."""
+    verbose = getattr(arguments, "verbose", False)
+    style = chosen_option(arguments, environment, "log_format")
+    if style not in (None, *get_args(LogStyle)):
+        style = None  # a mistake in a variable must not end commands that log nothing
+    json = style == "json" or (style is None and getattr(arguments, "json", False))
+    handler = handler_for(stream, "json" if json else "text")
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[handler])
+    if verbose:
+        logging.getLogger("meshlib").setLevel(logging.DEBUG)
 
 
 def _command(path: str) -> Command:
@@ -236,7 +249,12 @@ def _common() -> _Parser:
         "--passphrase-file", metavar="FILE", help="its first line seals the store [MESH_PASSPHRASE_FILE]"
     )
     group.add_argument("--json", action="store_true", help="for machines: one JSON object per line")
-    group.add_argument("--verbose", action="store_true", help="log to standard error")
+    group.add_argument("--verbose", action="store_true", help="log every step to standard error, never what is said")
+    group.add_argument(
+        "--log-format",
+        choices=get_args(LogStyle),
+        help=f"of log lines; default: as --json says [{VARIABLES['log_format'][0]}]",
+    )
     return common
 
 

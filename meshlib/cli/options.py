@@ -21,6 +21,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "passphrase_file": ("MESH_PASSPHRASE_FILE",),
     "responder": ("MESH_RESPONDER", "KARS_MESH_AUTO_RESPONDER"),
     "worker_timeout": ("MESH_WORKER_TIMEOUT", "KARS_MESH_WORKER_TIMEOUT_S"),
+    "log_format": ("MESH_LOG_FORMAT",),
     "incoming": ("MESH_INCOMING", "KARS_INCOMING_DIR"),
 }
 """Environment variables by option, ours first; the others are what agent runtimes already set."""

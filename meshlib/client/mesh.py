@@ -62,6 +62,7 @@ from meshlib.files.folder import Folder
 from meshlib.files.receipts import FileReceipt, OnTransfer
 from meshlib.files.service import Files
 from meshlib.identity import Did, Identity, parse_did
+from meshlib.logs import LogEvent
 from meshlib.store import open_store
 from meshlib.store.protocol import Changes, Store
 from meshlib.wire.encoding import MessageId, parse_message_id, timestamp
@@ -261,7 +262,7 @@ class MeshClient:
                 await self._step()  # what an inbox confirmed last may not be saved yet
                 await self._unregister()
         except MeshError as failure:
-            log.warning("leaving without a goodbye: %s", failure)
+            log.warning(LogEvent("goodbye_failed", detail=failure))
         finally:
             self._left = True
             tasks.cancel_scope.cancel()
@@ -599,7 +600,9 @@ class MeshClient:
                 try:
                     await route.handle(message)
                 except MeshError as error:
-                    log.warning("a message of %s waits for the next start: %s", message.sender, error)
+                    log.warning(
+                        LogEvent("message_waits_for_next_start", id=message.id, peer=message.sender, detail=error)
+                    )
                 else:
                     # Not waiting until it is saved: a process that dies before has the route handle it again, as if it
                     # had died a moment earlier; and many of them share one write to the disk.
@@ -708,7 +711,7 @@ class MeshClient:
                 with anyio.fail_after(self.config.timeouts.connect + sum(map(len, batch)) / SLOWEST_LINK):
                     await socket.send(batch)
         except (Closed, TimeoutError):
-            log.debug("the relay connection ended while sending")  # the reader sees the same end and reports it
+            log.debug(LogEvent("ended_while_sending"))  # the reader sees the same end and reports it
             await socket.abort()
             return False
         return True
@@ -762,11 +765,11 @@ class MeshClient:
             try:
                 await task(*arguments)
             except StoreError as error:
-                log.error("the client has stopped: %s", error)
+                log.error(LogEvent("client_stopped", detail=error))
             except NotConnected:
                 pass  # the client was left in the meantime
             except Exception as error:  # a mistake of ours or of a service must not end the caller's block
-                log.exception("a task of the client failed")
+                log.exception(LogEvent("task_failed"))
                 await self._break(MeshError(f"the client has stopped: {type(error).__name__}; the log says where"))
 
         assert self._tasks is not None
@@ -980,7 +983,7 @@ class MeshClient:
                 verdict = self.config.knock_policy(knock)
                 accept = await verdict if isawaitable(verdict) else verdict
         except Exception:  # the policy is foreign code; whatever it raises, the knock is not let in
-            log.exception("the knock policy failed; the knock of %s is refused when its time is up", knock.peer)
+            log.exception(LogEvent("knock_policy_failed", peer=knock.peer))  # refused when its time is up
             return
         finally:
             self._pondering.pop(question, None)

@@ -54,6 +54,7 @@ from meshlib.daemon.values import (
 )
 from meshlib.errors import InvalidValue, MalformedFrame, MeshError, QueueFull, StoreError, TransportError, UsageError
 from meshlib.files.receipts import FileReceipt
+from meshlib.logs import LogEvent
 from meshlib.store.lock import Holder, holder_of
 
 log = logging.getLogger("meshlib.daemon")
@@ -154,7 +155,7 @@ class Daemon:
         frames = FrameStream(stream)
         try:
             if not is_ours(stream.extra(SocketAttribute.raw_socket)):  # noqa: S610 - not Django's
-                log.warning("a process of another user was turned away")
+                log.warning(LogEvent("other_user_turned_away"))
                 return
             if not await self._room(frames):
                 return
@@ -166,7 +167,7 @@ class Daemon:
                 del self.connections[connection]
                 self.tell()
         except Exception:  # a mistake of ours on one connection must not end the others
-            log.exception("a connection ended by a mistake of the daemon's")
+            log.exception(LogEvent("connection_failed"))
         finally:
             with anyio.CancelScope(shield=True):
                 await frames.abort()
@@ -285,7 +286,7 @@ class _Connection:
                     while (frame := await self._frames.receive()) is not None:
                         await self._take(frame, tasks)
                 except MalformedFrame as fault:
-                    log.warning("a connection that is none of ours was ended: %s", fault)
+                    log.warning(LogEvent("foreign_connection_ended", detail=fault))
                 tasks.cancel_scope.cancel()
         finally:
             # The last one first: each goes before those that wait already.
@@ -333,7 +334,7 @@ class _Connection:
             except MeshError as error:
                 await self._say(Raised.of(frame.id, error))
             except Exception as error:  # a mistake of ours is the caller's answer, too
-                log.exception("a call failed by a mistake of the daemon's")
+                log.exception(LogEvent("call_failed"))
                 await self._say(
                     Raised.of(frame.id, MeshError(f"the daemon failed ({type(error).__name__}); its log says where"))
                 )

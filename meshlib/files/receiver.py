@@ -27,6 +27,7 @@ from meshlib.files.receipts import FileReceipt, TransferState
 from meshlib.files.records import Received, Receiving
 from meshlib.files.sender import Post
 from meshlib.identity import Did
+from meshlib.logs import LogEvent
 from meshlib.wire.encoding import parse_json
 from meshlib.wire.transfers import (
     MAX_PIECE,
@@ -193,7 +194,7 @@ class Receiver:
                     case TransferCancel():
                         await self._cancelled(sender, envelope)
             except TransferFailed as error:
-                log.info("a file of %s is not taken: %s (%s)", sender, error, error.__cause__)
+                log.info(LogEvent("file_not_taken", peer=sender, detail=error, cause=error.__cause__))
                 match envelope:
                     case FileTransfer() | FileOffer():
                         await self._refuse(sender, envelope.transfer_id, envelope.file_name, error)
@@ -354,7 +355,7 @@ class Receiver:
             try:
                 waiting += await self._do_one(one, waiting.pop(0))
             except (TransferFailed, StoreError) as error:
-                log.warning("a file of %s cannot be kept: %s", one.record.peer, error.__cause__ or error)
+                log.warning(LogEvent("file_not_kept", peer=one.record.peer, detail=error.__cause__ or error))
                 reason = error.reason if isinstance(error, TransferFailed) else "failed"
                 waiting = one.core.fail(reason, "the recipient cannot save the file")
 

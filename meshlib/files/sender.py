@@ -38,6 +38,7 @@ from meshlib.files.pieces import EnvelopeText, manifest_hash, piece_hash
 from meshlib.files.receipts import FileReceipt, OnTransfer, TransferState
 from meshlib.files.records import Sending
 from meshlib.identity import Did
+from meshlib.logs import LogEvent
 from meshlib.wire.encoding import b64, js_json, message_id
 from meshlib.wire.envelopes import Pong
 from meshlib.wire.transfers import (
@@ -296,7 +297,7 @@ class Sender:
         del self._moving[record.id]
         self._show(moving)
         moving.wake()
-        log.debug("transfer %s is over: %s", record.id, core.state)
+        log.debug(LogEvent("transfer_over", transfer=record.id, state=core.state))
 
     async def _follow(self, moving: _Moving) -> None:
         core = moving.core

@@ -23,6 +23,7 @@ from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
 from meshlib.files.receipts import FINAL, FileReceipt
 from meshlib.identity import Did
+from meshlib.logs import LogEvent
 from meshlib.responder.core import JobChanges, Letter, ResponderCore
 from meshlib.responder.jobs import Job, JobKey, JobState
 from meshlib.responder.journal import Journal, open_journal
@@ -235,7 +236,7 @@ class Responder:
             accepted = False
         except MeshError as error:
             # The client has stopped, or is being left. What is not in the outbox is sent by the next start.
-            log.warning("cannot answer %s: %s", letter.peer, error)
+            log.warning(LogEvent("answer_not_sent", peer=letter.peer, detail=error))
             return
         if letter.answers is not None:
             core.sent(letter.answers, self._now(), accepted=accepted)
@@ -250,7 +251,7 @@ class Responder:
             try:
                 await self._step(lambda: core.tick(self._now()))
             except MeshError as error:
-                log.error("the responder has stopped: %s", error)
+                log.error(LogEvent("responder_stopped", detail=error))
                 return
 
     # --- work --------------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ class Responder:
         try:
             await self._step(lambda: core.finished(job.key, outcome, self._now()))
         except MeshError as error:
-            log.error("the responder has stopped: %s", error)
+            log.error(LogEvent("responder_stopped", detail=error))
         finally:
             del self._running[job.key]
             self._idle.set()
@@ -293,7 +294,7 @@ class Responder:
                 return outcome
             return Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
         except Exception:  # the runtime is foreign code: whatever it raises is no answer, and no end of the responder
-            log.exception("the runtime %s failed", self._runtime.name)
+            log.exception(LogEvent("runtime_failed", runtime=self._runtime.name))
             return Failed("the agent failed while it worked on the task", "its log says where")
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class Responder:
                     job.sender, path, description=f"belongs to the answer to {job.request_id}"
                 )
             except MeshError as error:
-                log.warning("a file of an answer to %s is not sent: %s", job.sender, error)
+                log.warning(LogEvent("file_of_answer_not_sent", peer=job.sender, detail=error))
             else:
                 self._remove_when_sent(receipt)
 
