@@ -36,9 +36,10 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors", "meshlib.places")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
-LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs")
+LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs", "meshlib.prometheus", "meshlib.process")
 """What servers borrow besides identities and the wire."""
 LOGS = ("meshlib.logs",)
+NUMBERS = ("meshlib.prometheus", "meshlib.process")
 CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
 CORES = tuple(
     f"meshlib.client.{name}" for name in ("core", "peers", "epochs", "keyring", "knocks", "inbox", "outbox", "held")
@@ -86,6 +87,7 @@ TABLE = {
     "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
     "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
+    "numbers": Row(NUMBERS, never=(*IO, "random", "secrets", "logging")),
     "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
@@ -196,6 +198,7 @@ TABLE = {
         (
             "mesh_relay.__init__",
             "mesh_relay.core",
+            "mesh_relay.counters",
             "mesh_relay.connection",
             "mesh_relay.admission",
             "mesh_relay.envelope",
