@@ -42,13 +42,13 @@ class Histogram:
 
     def samples(self, name: str, labels: str) -> Iterator[str]:
         """The lines of this histogram; ``labels`` are spelled already."""
+        counts, total = list(self._counts), self._sum  # another thread may be counting
         before = f"{labels}," if labels else ""
-        cumulated = accumulate(self._counts)
-        for bound, count in zip((*map(repr, self._bounds), "+Inf"), cumulated, strict=True):
+        for bound, count in zip((*map(repr, self._bounds), "+Inf"), accumulate(counts), strict=True):
             yield f'{name}_bucket{{{before}le="{bound}"}} {count}'
         braces = f"{{{labels}}}" if labels else ""
-        yield f"{name}_sum{braces} {self._sum!r}"
-        yield f"{name}_count{braces} {self.count}"
+        yield f"{name}_sum{braces} {total!r}"
+        yield f"{name}_count{braces} {sum(counts)}"
 
 
 class Page:

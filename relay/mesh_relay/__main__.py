@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trio.run(_serve, config)
     except* (StoreError, OSError) as errors:
-        error: BaseException = errors
-        while isinstance(error, BaseExceptionGroup):  # one for each nursery it has left
-            error = error.exceptions[0]
-        print(f"mesh-relay: {error}", file=sys.stderr)
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):  # one for each nursery it has left
+            first = first.exceptions[0]
+        print(f"mesh-relay: {first}", file=sys.stderr)
         sys.exit(1)
     return 0
 
