@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import get_args
 
 from mesh_registry.refusal import Reason
 from mesh_registry.store.vitals import Supply, Vitals
@@ -21,7 +22,7 @@ class Metrics:
     """By endpoint and status."""
     seconds: defaultdict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     """From a request's headers to its answer, by endpoint."""
-    refused: Counter[Reason] = field(default_factory=Counter)
+    refused: Counter[Reason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
     one_time_keys_taken: int = 0
     bundles_without_key: int = 0
     lag: Histogram = field(default_factory=Histogram)

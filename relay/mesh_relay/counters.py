@@ -7,7 +7,15 @@ never the list of them.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mesh_relay.admission import IDLE, REPLACED
+from mesh_relay.admission import (
+    IDLE,
+    NO_SENDER,
+    NOT_AUTHENTICATED,
+    NOT_CONNECT,
+    NOT_PROVEN,
+    REPLACED,
+    TRY_AGAIN_LATER,
+)
 
 OTHER = "other"
 """What is counted under no name of its own: labels of metrics never take a value a stranger has chosen."""
@@ -29,6 +37,7 @@ SENT = ("message", "knock", "knock_accept", "knock_reject", "connected", "pendin
 RECEIPT_STATES = (b"stored", b"delivered", b"expired", b"refused", b"unread")
 
 CLOSE_CODES = (1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, IDLE, REPLACED)
+REFUSING_CODES = (NOT_CONNECT, NO_SENDER, NOT_AUTHENTICATED, NOT_PROVEN, TRY_AGAIN_LATER)
 ABNORMAL = 1006
 """The code of a socket that ended without a closing handshake."""
 
@@ -69,7 +78,7 @@ class Counters:
     abandoned: int = 0
     retransmitted: int = 0
     connects: int = 0
-    refused_connects: dict[int, int] = field(default_factory=dict)
+    refused_connects: dict[int, int] = field(default_factory=lambda: dict.fromkeys(REFUSING_CODES, 0))
     replaced: int = 0
     idle: int = 0
     spilled: int = 0
