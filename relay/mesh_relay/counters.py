@@ -20,19 +20,10 @@ from mesh_relay.admission import (
 OTHER = "other"
 """What is counted under no name of its own: labels of metrics never take a value a stranger has chosen."""
 
-RECEIVED = (
-    "connect",
-    "message",
-    "knock",
-    "knock_accept",
-    "knock_reject",
-    "ack",
-    "heartbeat",
-    "fetch_pending",
-    "disconnect",
-)
-SENT = ("message", "knock", "knock_accept", "knock_reject", "connected", "pending_messages", "error", "ping")
-"""Types of frames that are counted apart; receipts are counted by state. A ping is the WebSocket's."""
+RECEIVED = ("connect", "knock", "knock_accept", "knock_reject", "heartbeat", "fetch_pending", "disconnect", OTHER)
+SENT = ("knock", "knock_accept", "knock_reject", "connected", "pending_messages", "error", "ping")
+"""Types of frames that are counted apart. A ping is the WebSocket's; receipts are counted by state. Messages and acks,
+which nearly all frames are, have numbers of their own: a dict would cost as much as the rest of counting."""
 
 RECEIPT_STATES = (b"stored", b"delivered", b"expired", b"refused", b"unread")
 
@@ -61,10 +52,13 @@ FrameReason = Literal[
 class Counters:
     """What happened since the start."""
 
-    received: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*RECEIVED, OTHER), 0))
-    """Frames of agents, by type."""
+    messages_received: int = 0
+    acks_received: int = 0
+    received: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RECEIVED, 0))
+    """Other frames of agents, by type."""
+    messages_sent: int = 0
     sent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SENT, 0))
-    """Frames to agents, by type."""
+    """Other frames to agents, by type; without receipts."""
     receipts: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(RECEIPT_STATES, 0))
     """Receipts sent, by state."""
     refused_frames: dict[FrameReason, int] = field(default_factory=lambda: dict.fromkeys(get_args(FrameReason), 0))
@@ -84,3 +78,13 @@ class Counters:
     spilled: int = 0
     throttled: int = 0
     turned_away: int = 0
+
+    @property
+    def frames_received(self) -> dict[str, int]:
+        """All frames of agents, by type."""
+        return {"message": self.messages_received, "ack": self.acks_received, **self.received}
+
+    @property
+    def frames_sent(self) -> dict[str, int]:
+        """All frames to agents, by type."""
+        return {"message": self.messages_sent, "receipt": sum(self.receipts.values()), **self.sent}

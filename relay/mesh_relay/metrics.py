@@ -134,10 +134,9 @@ def _show_traffic(page: Page, core: RelayCore, shell: ShellCounters) -> None:
         "frames_total",
         "Frames of and to agents, by type: heartbeat, ping and control keep a connection alive",
         {
-            **{("in", kind): count for kind, count in counters.received.items()},
+            **{("in", kind): count for kind, count in counters.frames_received.items()},
             ("in", "control"): shell.control,
-            **{("out", kind): count for kind, count in counters.sent.items()},
-            ("out", "receipt"): sum(counters.receipts.values()),
+            **{("out", kind): count for kind, count in counters.frames_sent.items()},
         },
         "direction",
         "type",
