@@ -144,20 +144,19 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         handled = (signal.SIGTERM, signal.SIGINT)
         for number in handled:
-            loop.add_signal_handler(number, self._drain, loop)
+            loop.add_signal_handler(number, self._heed, loop)
         try:
             yield
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
 
-    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The first signal says no more requests should come; another one, or time, ends it."""
-        if self.drain_seconds and not self.registry.draining:
-            self.registry.draining = True
+    def _heed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The first signal ends it after ``drain_seconds``, during which it is not ready; another one at once."""
+        first, self.registry.draining = not self.registry.draining, True
+        if first and self.drain_seconds:
             loop.call_later(self.drain_seconds, self._end)
         else:
-            self.registry.draining = True
             self._stop()
 
     def _end(self) -> None:

@@ -189,7 +189,7 @@ def test_what_was_run_is_there_after_reopening(make: Make) -> None:
     again.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)  # disks wait
 @given(
     st.lists(
         st.tuples(
