@@ -618,7 +618,7 @@ class RelayCore:
         self._close(link, code, detail)
 
     def _count_refused(self, code: int) -> None:
-        self.counters.refused_connects[code] += 1
+        self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
         mailbox = self._mailbox(admitted.did)
