@@ -10,7 +10,7 @@ from mesh_relay.inbox.sqlite import SqliteInbox
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshlib.identity import Identity
-from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, NONCE, Relay, ack, connect_frame, dump, message
+from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, MALLORY, NONCE, Relay, ack, connect_frame, dump, message
 from tests.unit.mesh_relay.test_server import Client, get, http, running
 
 FEATURES = ["receipts", "challenge"]
@@ -150,6 +150,9 @@ async def test_ends_of_sockets_are_counted_by_who_closed_and_why() -> None:
         await carol.flush()
         await carol.closed()
         await trio.aclose_forcefully(bob.stream)
+        mallory = await join(port, MALLORY)
+        await mallory.stream.send_all(b"\x81\x05hello")  # a client's frames are masked
+        await mallory.closed()
         stranger = await Client.open(port)
         await stranger.say(b"null")
         await stranger.closed()
@@ -158,6 +161,7 @@ async def test_ends_of_sockets_are_counted_by_who_closed_and_why() -> None:
             found = await page(port)
     assert value(found, "disconnects_total", code="4006") == 1
     assert value(found, "disconnects_total", code="other") == 1
+    assert value(found, "disconnects_total", code="1002") == 1
     assert value(found, "refused_connects_total", code="4001") == 1
     assert value(found, "agents") == 1
 
