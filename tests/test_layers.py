@@ -36,9 +36,10 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors", "meshlib.places")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
-LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs")
+LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs", "meshlib.prometheus", "meshlib.process")
 """What servers borrow besides identities and the wire."""
 LOGS = ("meshlib.logs",)
+NUMBERS = ("meshlib.prometheus", "meshlib.process")
 STATS = ("meshlib.client.stats",)
 CORE_VALUES = (
     *STATS,
@@ -106,6 +107,7 @@ TABLE = {
     "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
     "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
+    "numbers": Row(NUMBERS, never=(*IO, "random", "secrets", "logging")),
     "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
@@ -218,6 +220,7 @@ TABLE = {
         (
             "mesh_relay.__init__",
             "mesh_relay.core",
+            "mesh_relay.counters",
             "mesh_relay.connection",
             "mesh_relay.admission",
             "mesh_relay.envelope",
@@ -254,17 +257,24 @@ TABLE = {
             "mesh_registry.render",
             "mesh_registry.verbs",
         ),
-        (*IDENTITY, *WIRE, *LENT),
+        (*IDENTITY, *WIRE, *LENT, "mesh_registry.store.vitals"),
         ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
     "registry stores": Row(
         ("mesh_registry.store",),
-        (*IDENTITY, *WIRE, "mesh_registry.verbs", "mesh_registry.refusal"),
+        (*IDENTITY, *WIRE, "meshlib.prometheus", "mesh_registry.verbs", "mesh_registry.refusal"),
         never=("socket", "subprocess"),
     ),
     "registry shells": Row(
-        ("mesh_registry.api", "mesh_registry.oidc", "mesh_registry.config", "mesh_registry.logs"),
+        (
+            "mesh_registry.api",
+            "mesh_registry.pages",
+            "mesh_registry.parts",
+            "mesh_registry.oidc",
+            "mesh_registry.config",
+            "mesh_registry.logs",
+        ),
         (*IDENTITY, *WIRE, *LENT, "mesh_registry"),
         ("starlette", "httpx", "jwt"),
         never=("sqlite3", "subprocess", "socket"),

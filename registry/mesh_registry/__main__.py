@@ -17,11 +17,12 @@ import httpx
 import uvicorn
 
 from mesh_registry import logs
-from mesh_registry.api import Registry, application
+from mesh_registry.api import application
 from mesh_registry.config import Config, parse
 from mesh_registry.core import Core
 from mesh_registry.http import BoundedHttp
 from mesh_registry.oidc import TokenChecker
+from mesh_registry.parts import Registry
 from mesh_registry.store.memory import MemoryStore
 from mesh_registry.store.protocol import RegistryStore, StoreFailed
 from mesh_registry.store.sqlite import SqliteStore
@@ -83,6 +84,7 @@ async def _serve(config: Config, version: str) -> int:
                 ws="none",
             )
         )
+        server.registry, server.drain_seconds = registry, config.drain_seconds
         server.announce = lambda: _announce(config, listener)
         await server.serve(sockets=[listener])
     log.info("stopped")
@@ -128,6 +130,8 @@ class _Server(uvicorn.Server):
     """uvicorn that says when it listens, and for which a signal is an orderly end."""
 
     announce: Callable[[], None]
+    registry: Registry
+    drain_seconds: float
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -140,12 +144,23 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         handled = (signal.SIGTERM, signal.SIGINT)
         for number in handled:
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._heed, loop)
         try:
             yield
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+
+    def _heed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The first signal ends it after ``drain_seconds``, during which it is not ready; another one at once."""
+        first, self.registry.draining = not self.registry.draining, True
+        if first and self.drain_seconds:
+            loop.call_later(self.drain_seconds, self._end)
+        else:
+            self._stop()
+
+    def _end(self) -> None:
+        self.should_exit = True
 
     def _stop(self) -> None:
         if self.should_exit:

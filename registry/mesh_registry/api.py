@@ -7,25 +7,25 @@ would cost as much as the work they wrap.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mesh_registry import render
-from mesh_registry.core import CheckToken, Core, Decision, Endpoint, Request
-from mesh_registry.metrics import Metrics
-from mesh_registry.oidc import TokenChecker
-from mesh_registry.openapi import document
+from mesh_registry.core import CheckToken, Decision, Endpoint, Request
+from mesh_registry.metrics import OTHER
+from mesh_registry.pages import pages
+from mesh_registry.parts import Registry
 from mesh_registry.proofs import Reply
-from mesh_registry.refusal import Refusal, too_soon, unauthenticated, unavailable
-from mesh_registry.store.protocol import RegistryStore, StoreBusy, StoreFailed
+from mesh_registry.refusal import Reason, Refusal, too_soon, unauthenticated, unavailable
+from mesh_registry.store.protocol import StoreBusy, StoreFailed
 from mesh_registry.verbs import (
     Delete,
     Discover,
@@ -43,8 +43,8 @@ from mesh_registry.verbs import (
     Touch,
     Update,
 )
-from meshlib.clock import Instant
 from meshlib.identity import MAX_DID_LENGTH
+from meshlib.logs import LogEvent
 
 log = logging.getLogger("mesh_registry.api")
 
@@ -52,6 +52,10 @@ BODY_TIMEOUT = 15.0
 """Seconds a client may take to send a body."""
 
 SWEEP_INTERVAL = 60.0
+LAG_INTERVAL = 1.0
+MAX_REQUEST_ID = 64
+"""Characters of a client's ``X-Request-Id`` that are logged; UUIDs have 36."""
+
 MAX_REPLY_KEPT = 4096
 """Bytes of an answer kept to be repeated. Longer ones (an agent full of metadata) are answered 409 the second time."""
 
@@ -71,71 +75,52 @@ ROUTES = (  # tried in this order, so the busiest come first
 )
 
 
-@dataclass
-class Registry:
-    """Everything one registry consists of, handed to the application."""
-
-    core: Core
-    store: RegistryStore
-    now: Callable[[], Instant]
-    tokens: TokenChecker | None = None
-    version: str = "0"
-
-    def __post_init__(self) -> None:
-        self.metrics = Metrics()
-
-
 def application(registry: Registry) -> Starlette:
     """The ASGI application. It closes the store when it stops."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep(registry))
+        tasks = [asyncio.create_task(_sweep(registry)), asyncio.create_task(_feel_lag(registry))]
         try:
             registry.core.restore(await registry.store.used_proofs(registry.now().utc))
             yield
         finally:
-            sweeper.cancel()
-            await asyncio.gather(sweeper, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             if registry.tokens is not None:
                 await registry.tokens.close()
             await registry.store.close()
 
-    openapi = document(registry.version)
+    async def http_problem(_: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = {404: "there is no such endpoint", 405: "this endpoint does not know the method"}
+        registry.metrics.answered(
+            OTHER, error.status_code, None, "method" if error.status_code == 405 else "no_endpoint"
+        )
+        body = {"detail": detail.get(error.status_code) or error.detail}
+        return JSONResponse(body, error.status_code, headers=error.headers)
+
     paths: dict[str, dict[str, _Endpoint]] = {}
     for method, path, endpoint in ROUTES:
         paths.setdefault(path, {})[method] = _Endpoint(registry, endpoint)
 
-    async def health(_: HttpRequest) -> Response:
-        agents = await registry.store.count()
-        return JSONResponse(
-            {"status": "healthy", "service": "mesh-registry", "version": registry.version, "agents": agents}
-        )
-
-    async def metrics(_: HttpRequest) -> Response:
-        commits = getattr(registry.store, "commits", 0)
-        text = registry.metrics.text(await registry.store.count(), commits, len(registry.core.used))
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    async def describe(_: HttpRequest) -> Response:
-        return JSONResponse(openapi)
-
     return Starlette(
         routes=[
-            *(Route(path, _Methods(endpoints)) for path, endpoints in paths.items()),
-            Route("/health", health),
-            Route("/metrics", metrics),
-            Route("/openapi.json", describe),
+            *(Route(path, _Methods(registry, endpoints)) for path, endpoints in paths.items()),
+            *pages(registry),
         ],
-        exception_handlers={HTTPException: _http_problem},
+        exception_handlers={HTTPException: http_problem},
         lifespan=lifespan,
     )
 
 
-async def _http_problem(_: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    detail = {404: "there is no such endpoint", 405: "this endpoint does not know the method"}.get(error.status_code)
-    return JSONResponse({"detail": detail or error.detail}, error.status_code, headers=error.headers)
+async def _feel_lag(registry: Registry) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_INTERVAL
+        await asyncio.sleep(LAG_INTERVAL)
+        registry.metrics.lag.observe(max(0.0, loop.time() - due))
 
 
 async def _sweep(registry: Registry) -> None:
@@ -153,19 +138,21 @@ async def sweep(registry: Registry) -> None:
     except (StoreBusy, StoreFailed):
         log.warning("sweep_failed")
     if forgotten:
-        log.info("agents_forgotten", extra={"fields": {"count": forgotten}})
+        log.info(LogEvent("agents_forgotten", count=forgotten))
 
 
 class _Methods:
     """One path: its endpoints by method."""
 
-    def __init__(self, endpoints: Mapping[str, "_Endpoint"]) -> None:
+    def __init__(self, registry: Registry, endpoints: Mapping[str, "_Endpoint"]) -> None:
+        self._registry = registry
         self._endpoints = endpoints
         self._allowed = ", ".join(sorted(endpoints))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["method"])
         if endpoint is None:
+            self._registry.metrics.answered(OTHER, 405, None, "method")
             detail = render.problem("this endpoint does not know the method")
             await _answer(send, 405, detail, {"Allow": self._allowed})
         else:
@@ -182,25 +169,46 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Mapping[str, str] = {}
+        began = time.perf_counter()
+        reason: Reason | None = None
         try:
             request = await self._request(scope, receive)
             status, body = await self._respond(request)
         except Refusal as refusal:
-            status, body, headers = refusal.status, render.problem(refusal.detail), refusal.headers
+            status, body, headers, reason = (
+                refusal.status,
+                render.problem(refusal.detail),
+                refusal.headers,
+                refusal.reason,
+            )
         except StoreBusy:
             status, body, headers = 503, render.problem("too many requests wait for the disk"), {"Retry-After": "1"}
+            reason = "busy"
         except StoreFailed:
             status, body, headers = 503, render.problem("the registry cannot store it"), {"Retry-After": "10"}
+            reason = "disk"
         except _Gone:
             return
         except Exception:
-            log.exception("request_failed", extra={"fields": {"endpoint": self._endpoint.value}})
-            status, body = 500, render.problem("internal error")
-        self._registry.metrics.requests[self._endpoint.value, status] += 1
+            log.exception(LogEvent("request_failed", endpoint=self._endpoint.value))
+            status, body, reason = 500, render.problem("internal error"), "internal"
+        seconds = time.perf_counter() - began
+        self._registry.metrics.answered(self._endpoint.value, status, seconds, reason)
         if log.isEnabledFor(logging.DEBUG):
-            fields = {"endpoint": self._endpoint.value, "status": status, "requester": _requester(scope)}
-            log.debug("request", extra={"fields": fields})
+            log.debug(self._event(scope, status, seconds, reason))
         await _answer(send, status, body, headers)
+
+    def _event(self, scope: Scope, status: int, seconds: float, reason: Reason | None) -> LogEvent:
+        """What is logged of a request: who asked for what and how it ended. No header but the id, no query, no body."""
+        fields: dict[str, object] = {"endpoint": self._endpoint.value, "status": status, "ms": round(seconds * 1000, 2)}
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                fields["request_id"] = value[:MAX_REQUEST_ID].decode("latin-1")
+        if (did := scope["path_params"].get("did")) is not None:
+            fields["did"] = did[:MAX_DID_LENGTH]
+        if reason is not None:
+            fields["reason"] = reason
+        return LogEvent("request", **fields, requester=_requester(scope))
 
     async def _request(self, scope: Scope, receive: Receive) -> Request:
         authorization = bound = content_type = length = None
@@ -273,7 +281,7 @@ class _Endpoint:
         try:
             await self._registry.store.record_proofs(proofs)
         except (StoreBusy, StoreFailed):
-            log.warning("proofs_not_recorded", extra={"fields": {"count": len(proofs)}})
+            log.warning(LogEvent("proofs_not_recorded", count=len(proofs)))
 
     async def _carry_out(self, decision: Decision) -> tuple[int, bytes]:
         core = self._registry.core
@@ -359,9 +367,9 @@ async def _register(registry: Registry, verb: Register) -> Answered:
             owner = "" if verb.legacy else "; its owner changes it with a signed PUT /v1/agents/{did}"
             raise Refusal(409, f"Agent already registered{owner}")
         case "replayed":
-            raise unauthenticated("this proof has been used before: sign a fresh timestamp")
+            raise unauthenticated("this proof has been used before: sign a fresh timestamp", "replayed")
         case "full":
-            raise unavailable("this registry takes no more agents", 3600)
+            raise unavailable("this registry takes no more agents", 3600, "full")
 
 
 async def _update(registry: Registry, verb: Update) -> Answered:

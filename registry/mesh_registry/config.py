@@ -36,6 +36,9 @@ class Config:
     """Connections at a time; beyond it answers are 503."""
     trusted_proxies: str
     """Addresses whose ``X-Forwarded-For`` is believed, comma-separated; ``*`` for all. Empty: none."""
+    drain_seconds: float
+    """Seconds between a signal to stop and the end, during which the registry is not ready and works on: a load
+    balancer needs them to send requests elsewhere."""
     log_level: LogLevel
     log_format: LogFormat
 
@@ -78,6 +81,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str
         max_agents=chosen.max_agents,
         max_connections=chosen.max_connections,
         trusted_proxies=chosen.trusted_proxies,
+        drain_seconds=chosen.drain_seconds,
         log_level=chosen.log_level,
         log_format=chosen.log_format,
     )
@@ -128,6 +132,12 @@ def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str])
     serve.add_argument("--max-connections", type=_count, default=preset("max-connections", "10000"))
     serve.add_argument("--trusted-proxies", default=preset("trusted-proxies", ""), help="believed for X-Forwarded-For")
     serve.add_argument(
+        "--drain-seconds",
+        type=_seconds,
+        default=preset("drain-seconds", "0"),
+        help="after a signal, be not ready for as long before closing",
+    )
+    serve.add_argument(
         "--log-level", type=_one_of("debug", "info", "warning", "error"), default=preset("log-level", "info")
     )
     serve.add_argument("--log-format", type=_one_of("text", "json"), default=preset("log-format", "text"))
@@ -153,6 +163,10 @@ def _number(text: str) -> float:
     if 0 < number < 1e6:
         return number
     raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text == "0" else _number(text)
 
 
 def _rate(text: str) -> Rate:

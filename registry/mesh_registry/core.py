@@ -322,7 +322,8 @@ class Core:
         legacy = body.proof is None and body.proof_timestamp is None
         register = self._register_legacy(body, now) if legacy else self._register_proven(request, body, now)
         if not self._registrations.take(_network(request.requester), now.monotonic):
-            raise too_soon("too many registrations from this address", 1 / self.policy.registrations.per_second)
+            wait = 1 / self.policy.registrations.per_second
+            raise too_soon("too many registrations from this address", wait, "address_rate")
         return register
 
     def _register_proven(self, request: Request, body: RegisterBody, now: Instant) -> Register:
@@ -339,7 +340,7 @@ class Core:
         try:
             verify_proof(key, registration_statement(body.public_key, body.proof_timestamp), proof)
         except NotAuthentic as error:
-            raise unauthenticated("Invalid proof-of-possession") from error
+            raise unauthenticated("Invalid proof-of-possession", "bad_signature") from error
         did = did_of(key)
         if body.did is not None and body.did != did:
             raise Refusal(422, f"did is not that of public_key, which is {did}: leave it out")

@@ -74,6 +74,12 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_READINESS: Json = {
+    "ready": {"type": "boolean"},
+    "reason": {"enum": ["draining", "disk_full", "commit_failed", None], "description": "why not"},
+}
+
+
 _SCHEMAS: Json = {
     "Problem": _object("detail", detail={"type": "string"}),
     "Registration": _object(
@@ -193,11 +199,14 @@ _SCHEMAS: Json = {
     ),
     "Health": _object(
         "status service",
-        status={"type": "string", "const": "healthy"},
+        status={"enum": ["healthy", "degraded"]},
         service={"type": "string"},
         version={"type": "string"},
         agents=_COUNT,
+        **_READINESS,
     ),
+    "Live": _object("live", live={"type": "boolean", "const": True}),
+    "Ready": _object("ready reason", **_READINESS),
 }
 
 _BODY_PROBLEMS = (400, 408, 413, 415, 422)
@@ -229,6 +238,13 @@ def _operation(
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if query:
         operation["parameters"] = list(query)
+    return operation
+
+
+def _ready() -> Json:
+    operation = _operation("ready", "Whether requests should be sent here.", "Ready", ())
+    body = {"application/json": {"schema": _ref("Ready")}}
+    operation["responses"]["503"] = {"description": "Not at the moment; `reason` says why.", "content": body}
     return operation
 
 
@@ -306,7 +322,9 @@ def _paths() -> Json:
                 security=_SIGNED_OR_NOT, query=(capability, limit),
             ),
         },
-        "/health": {"get": _operation("health", "Whether the registry works.", "Health", ())},
+        "/health": {"get": _operation("health", "Whether the registry works; always 200.", "Health", ())},
+        "/health/live": {"get": _operation("live", "That the registry answers.", "Live", ())},
+        "/health/ready": {"get": _ready()},
         "/metrics": {
             "get": _operation("metrics", "Counters in Prometheus text format.", "string", (), media="text/plain")
         },

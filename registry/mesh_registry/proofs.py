@@ -81,7 +81,8 @@ def check_moment(moment: float, utc: float) -> None:
         age = utc - moment
         side = f"{age:.0f} s old" if age > 0 else f"{-age:.0f} s in the future"
         raise unauthenticated(
-            f"the timestamp is {side}, at most {WINDOW:.0f} s are accepted; the registry's time is {timestamp(utc)}"
+            f"the timestamp is {side}, at most {WINDOW:.0f} s are accepted; the registry's time is {timestamp(utc)}",
+            "clock",
         )
 
 
@@ -94,7 +95,7 @@ def check_signature(key: bytes, credentials: Credentials) -> None:
     try:
         verify_proof(Ed25519Public(key), timestamp_statement(credentials.timestamp), credentials.signature)
     except NotAuthentic as error:
-        raise unauthenticated("the signature does not verify") from error
+        raise unauthenticated("the signature does not verify", "bad_signature") from error
 
 
 def check_bound_signature(key: bytes, credentials: Credentials, method: str, target: str, body: bytes) -> None:
@@ -109,7 +110,8 @@ def check_bound_signature(key: bytes, credentials: Credentials, method: str, tar
     try:
         verify_proof(Ed25519Public(key), statement, credentials.bound)
     except NotAuthentic as error:
-        raise unauthenticated("Mesh-Request-Signature does not verify for this method, target and body") from error
+        detail = "Mesh-Request-Signature does not verify for this method, target and body"
+        raise unauthenticated(detail, "bad_signature") from error
 
 
 def fingerprint(method: str, target: str, body: bytes) -> bytes:
@@ -192,7 +194,8 @@ class UsedProofs:
             if after_registering and state is _State.REGISTERED:
                 self._entries[proof.digest] = (proof.fingerprint, _State.CLAIMED)
             elif used_for != proof.fingerprint:
-                raise unauthenticated("this signature has been used for another request: sign each request anew")
+                detail = "this signature has been used for another request: sign each request anew"
+                raise unauthenticated(detail, "replayed")
             else:
                 return
         if bare:
@@ -209,7 +212,8 @@ class UsedProofs:
         if state is _State.UNDER_WAY:
             raise unavailable("this very request is being carried out")
         if state is not _State.CLAIMED:
-            raise Refusal(409, "this very request has been received before: sign it anew to repeat it")
+            detail = "this very request has been received before: sign it anew to repeat it"
+            raise Refusal(409, detail, reason="replayed")
         self._entries[proof.digest] = (used_for, _State.UNDER_WAY)
 
     def spend(self, did: str, proof: Proof, *, bare: bool = True, registering: bool = False) -> bool:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import get_args
 
 import trio
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trio.run(_serve, config)
     except* (StoreError, OSError) as errors:
-        print(f"mesh-relay: {errors.exceptions[0]}", file=sys.stderr)
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):  # one for each nursery it has left
+            first = first.exceptions[0]
+        print(f"mesh-relay: {first}", file=sys.stderr)
         sys.exit(1)
     return 0
 
@@ -63,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "--durability", choices=get_args(Durability), help="commit within milliseconds, or before forwarding"
     )
     serve.add_argument("--ttl", metavar="SECONDS", help="how long frames are kept for their recipient (72 hours)")
+    serve.add_argument(
+        "--drain-seconds", metavar="SECONDS", help="after a signal, be not ready for as long before closing (0)"
+    )
     serve.add_argument("--log-level", choices=get_args(LogLevel))
     serve.add_argument("--log-format", choices=get_args(LogFormat))
     return parser
@@ -73,17 +79,24 @@ async def _serve(config: RelayConfig) -> None:
         listeners = await open_listeners(config.host, config.port)
         server = RelayServer(config, listeners, open_inbox(config))
         host, port = listeners[0].getsockname()[:2]
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve)
-            print(
-                json.dumps({"event": "listening", "host": host, "port": port, "path": "/ws", "store": config.store}),
-                flush=True,
-            )
-            log.info("listening", extra={"fields": {"host": host, "port": port, "store": config.store}})
-            async for received in signals:
-                log.info("draining", extra={"fields": {"signal": signal.Signals(received).name}})
-                server.drain()
-                break
+        async with trio.open_nursery() as heeding:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve)
+                print(
+                    json.dumps(
+                        {"event": "listening", "host": host, "port": port, "path": "/ws", "store": config.store}
+                    ),
+                    flush=True,
+                )
+                log.info("listening", extra={"fields": {"host": host, "port": port, "store": config.store}})
+                heeding.start_soon(_heed, signals, server)
+            heeding.cancel_scope.cancel()
+
+
+async def _heed(signals: AsyncIterator[int], server: RelayServer) -> None:
+    async for received in signals:
+        log.info("draining", extra={"fields": {"signal": signal.Signals(received).name}})
+        server.drain()
 
 
 if __name__ == "__main__":

@@ -105,6 +105,8 @@ class Limits:
 
     commit_seconds: float = 0.003
     """How long an accepted frame may wait for others to share its commit."""
+    free_bytes: int = 32 * 1024 * 1024
+    """Left on the disk of the store; below it the relay is not ready. The write-ahead log alone takes 16 MiB."""
     sweep_seconds: float = 60.0
     """Between two searches for expired frames."""
     sweep_frames: int = 2000
@@ -129,6 +131,9 @@ class RelayConfig:
     """``relaxed`` forwards at once and commits within milliseconds; ``strict`` commits, synced to disk, first."""
     ttl: float = 72 * 3600.0
     """Seconds a frame is kept for its recipient."""
+    drain_seconds: float = 0.0
+    """Seconds between a signal to stop and the first goodbye, during which the relay is not ready and works on: a load
+    balancer needs them to send new agents elsewhere."""
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     limits: Limits = field(default_factory=Limits)
@@ -183,6 +188,16 @@ def _number(name: str, value: object, *, whole: bool = False) -> Any:
     return number
 
 
+def _seconds(name: str, value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e9:
+        raise InvalidValue(f"{name} is a number of seconds, not {value!r}")
+    return seconds
+
+
 def _port(name: str, value: object) -> int:
     if not str(value).isdecimal() or not int(str(value)) < 65536:
         raise InvalidValue(f"{name} is a number from 0 to 65535, not {value!r}")
@@ -220,6 +235,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "port": _port,
     "allow_legacy": _flag,
     "ttl": _number,
+    "drain_seconds": _seconds,
     "durability": _choice(*get_args(Durability)),
     "log_level": _choice(*get_args(LogLevel)),
     "log_format": _choice(*get_args(LogFormat)),

@@ -39,7 +39,7 @@ UNTRUSTED_IRREGULAR = 16
 """Control frames and fragments before :meth:`Connection.trust`: each costs more than a message, and nobody pays yet."""
 
 POLICY = 1008
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, TOO_BIG = 1000, 1001, 1002, 1009
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, ABNORMAL, TOO_BIG = 1000, 1001, 1002, 1006, 1009
 _LONGEST_REASON = 123  # bytes: a control frame holds 125, the code takes two
 
 _TEXT, _BINARY = 0x81, 0x82  # the first byte of a whole message: FIN and the opcode
@@ -134,6 +134,12 @@ class Connection:
         """Take messages up to ``frame_size``, and drop larger ones without closing. Before, they come one by one."""
         self._frame_size = frame_size
         self.trusted = True
+
+    @property
+    def close_code(self) -> int:
+        """How the WebSocket ended: the peer's code, else ours, 1006 when nobody said."""
+        said = self._protocol.close_rcvd or self._protocol.close_sent
+        return ABNORMAL if said is None else int(said.code)
 
     # --- in ---------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,7 @@ connecting with mail waiting, or when it reads too slowly): then frames go to th
 page by page as its queue drains, until nothing is left.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 import msgspec
@@ -34,6 +33,7 @@ from mesh_relay.admission import (
     Refused,
 )
 from mesh_relay.config import Durability, Limits
+from mesh_relay.counters import ABNORMAL, OTHER, Counters, FrameReason
 from mesh_relay.envelope import KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
 from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Work
 from meshlib.clock import Instant
@@ -45,6 +45,13 @@ NORMAL, GOING_AWAY = 1000, 1001
 
 LOOPBACK = "loopback"
 """The address of every local client: exempt from limits per address, because a reverse proxy would share one."""
+
+_FULL: dict[FrameReason, str] = {
+    "pair_full": "too much is waiting from you for this recipient",
+    "recipient_full": "the recipient's inbox is full",
+    "sender_full": "too much is waiting from you",
+    "relay_full": "the relay's store is full",
+}
 
 _CONGESTED_PAUSE = 0.05  # seconds a sender waits while the disk catches up
 
@@ -280,26 +287,8 @@ class _Binding:
         self.superseded: dict[tuple[str, str], int] = {}
 
 
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start."""
-
-    routed: int = 0
-    stored: int = 0
-    delivered: int = 0
-    expired: int = 0
-    unread: int = 0
-    abandoned: int = 0
-    refused: int = 0
-    retransmitted: int = 0
-    malformed: int = 0
-    connects: int = 0
-    refused_connects: dict[int, int] = field(default_factory=dict)
-    replaced: int = 0
-    idle: int = 0
-    spilled: int = 0
-    throttled: int = 0
-    turned_away: int = 0
+Trace = Callable[[str, Mapping[str, object]], None]
+"""Told an event and its fields: who came and went, and what became of each frame. Never what is in one."""
 
 
 class RelayCore:
@@ -308,6 +297,41 @@ class RelayCore:
     After any call the shell carries out :meth:`effects`; when :attr:`work_waiting` it runs :meth:`take_work` through
     the inbox and hands the result to :meth:`stored`.
     """
+
+    # Without slots an object of more than 30 attributes loses CPython's quick way to them: a tenth of a frame's cost.
+    __slots__ = (
+        "_addresses",
+        "_bindings",
+        "_committing",
+        "_credentials",
+        "_doorkeeper",
+        "_effects",
+        "_frames",
+        "_loading",
+        "_loads",
+        "_mailboxes",
+        "_oldest_stored",
+        "_pending",
+        "_pending_size",
+        "_proofs",
+        "_removals",
+        "_removed",
+        "_ripe",
+        "_rotate_at",
+        "_senders",
+        "_seq",
+        "_size",
+        "_strict",
+        "_sweep_at",
+        "_sweep_due",
+        "_trace",
+        "_ttl",
+        "_unproven",
+        "_waiting",
+        "acked",
+        "counters",
+        "limits",
+    )
 
     def __init__(
         self,
@@ -318,8 +342,10 @@ class RelayCore:
         ttl: float,
         allow_legacy: bool = False,
         durability: Durability = "relaxed",
+        trace: Trace | None = None,
     ) -> None:
         self.limits = limits
+        self._trace = trace
         self.counters = Counters()
         self._ttl = ttl
         self._strict = durability == "strict"
@@ -338,6 +364,7 @@ class RelayCore:
         for usage in contents.usage:
             mailbox = self._mailbox(usage.recipient)
             self._count(mailbox, self._pair(mailbox, usage.sender), usage.frames, usage.size)
+        self._oldest_stored = contents.oldest
         self._pending: dict[int, _Entry] = {}  # accepted, in order; not in any transaction yet
         self._pending_size = 0
         self._ripe = 0  # pending frames up to this number are due
@@ -393,6 +420,14 @@ class RelayCore:
         return self._frames, self._size, self._waiting
 
     @property
+    def oldest(self) -> float | None:
+        """When the oldest frame kept was accepted, in UTC seconds, as of the last transaction; None without any."""
+        if self._oldest_stored is not None:
+            return self._oldest_stored
+        waiting = self._committing or self._pending
+        return next(iter(waiting.values())).accepted_at if waiting else None
+
+    @property
     def uncommitted(self) -> int:
         """Bytes accepted and not on disk."""
         return self._pending_size
@@ -422,24 +457,28 @@ class RelayCore:
     def open(self, address: str, nonce: str, now: Instant) -> Link:
         """A WebSocket has been opened; its 101 response carried ``nonce``."""
         if len(self._unproven) >= self.limits.unproven:
+            self._count_refused(NOT_PROVEN)
             self._close(next(iter(self._unproven)), NOT_PROVEN, "too many sockets wait for their proof")
         link = Link(address, nonce, now)
         self._unproven[link] = None
         return link
 
-    def lost(self, link: Link) -> None:
-        """The socket has ended, for whatever reason. Idempotent."""
+    def lost(self, link: Link, code: int = ABNORMAL) -> None:
+        """The socket has ended, for whatever reason. Idempotent: the first ``code`` counts."""
         link.open = False
         self._unproven.pop(link, None)
         binding = self._bindings.pop(link, None)
         if binding is not None:
+            self.counters.disconnects[code if code in self.counters.disconnects else OTHER] += 1
+            if self._trace is not None:
+                self._trace("agent_disconnected", {"did": binding.did, "code": code})
             binding.mailbox.binding = None
             self._abandon(binding)
             self._drop_if_idle(binding.mailbox)
 
     def _close(self, link: Link, code: int, reason: str) -> None:
         if link.open:
-            self.lost(link)
+            self.lost(link, code)
             self._effects.append(Close(link, code, reason))
 
     def heard(self, link: Link, frames: int, now: Instant) -> float:
@@ -478,6 +517,7 @@ class RelayCore:
                 continue
             if now.monotonic - max(link.heard_at, binding.pinged_at) >= self.limits.ping_seconds:
                 binding.pinged_at = now.monotonic
+                self.counters.sent["ping"] += 1
                 self._effects.append(Ping(link))
             if binding.controls:
                 self._settle(binding, link.heard_at - self.limits.handshake_seconds)
@@ -508,20 +548,26 @@ class RelayCore:
         try:
             envelope = envelopes.read(raw)
         except MalformedFrame as error:
+            self.counters.received[OTHER] += 1
             if link.binding is None:
                 self._turn_away(link, NOT_CONNECT, f"the first frame must be connect: {error}", now)
             else:
-                self._complain(link, str(error))
+                self._complain(link, "malformed", str(error))
             return
-        binding = link.binding
+        binding, kind, counters = link.binding, envelope.type, self.counters
+        if kind == MESSAGE:
+            counters.messages_received += 1
+        elif kind == "ack":
+            counters.acks_received += 1
+        else:
+            counters.received[kind if kind in counters.received else OTHER] += 1
         if binding is None:
             self._introduce(link, envelope, raw, now)
             return
-        kind = envelope.type
         if kind == "ack":
             self._acknowledge(binding, envelope)
         elif envelope.sender is not msgspec.UNSET and envelope.sender != binding.did:
-            self._complain(link, "from is not the DID of this connection", envelope.id)
+            self._complain(link, "wrong_sender", "from is not the DID of this connection", envelope.id)
         elif kind in ROUTED:
             self._route(binding, envelope, raw, now)
         elif kind == "heartbeat":
@@ -531,16 +577,18 @@ class RelayCore:
         elif kind == "disconnect":
             self._close(link, NORMAL, "disconnect")
         elif kind == "connect":
-            self._complain(link, "this connection is bound already")
+            self._complain(link, "bound_already", "this connection is bound already")
         else:
-            self._complain(link, f"unknown frame type {kind[:40]!r}")
+            self._complain(link, "unknown_type", f"unknown frame type {kind[:40]!r}")
 
     def oversized(self, link: Link, size: int) -> None:
         """A message of ``size`` bytes was too large to be read."""
-        self._complain(link, f"a frame of {size} bytes; at most {self.limits.frame_size} are taken")
+        self.counters.received[OTHER] += 1
+        self._complain(link, "too_large", f"a frame of {size} bytes; at most {self.limits.frame_size} are taken")
 
-    def _complain(self, link: Link, detail: str, frame_id: object = None) -> None:
-        self.counters.malformed += 1
+    def _complain(self, link: Link, reason: FrameReason, detail: str, frame_id: object = None) -> None:
+        self.counters.refused_frames[reason] += 1
+        self.counters.sent["error"] += 1
         self._effects.append(Send(link, envelopes.error(detail, id=frame_id if isinstance(frame_id, str) else None)))
 
     # --- connect ------------------------------------------------------------------------------------------------------
@@ -561,10 +609,16 @@ class RelayCore:
 
     def _turn_away(self, link: Link, code: int, detail: str, now: Instant) -> None:
         self._effects.append(Send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc))))
-        self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
+        self.counters.sent["error"] += 1
+        self._count_refused(code)
+        if self._trace is not None:
+            self._trace("connect_refused", {"address": link.address, "code": code, "reason": detail})
         if link.address != LOOPBACK and code != TRY_AGAIN_LATER:
             self._address(link.address, now)[1].take(1, now)
         self._close(link, code, detail)
+
+    def _count_refused(self, code: int) -> None:
+        self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
         mailbox = self._mailbox(admitted.did)
@@ -580,11 +634,15 @@ class RelayCore:
         self._mailboxes[admitted.did] = mailbox
         mailbox.binding = link.binding = self._bindings[link] = binding
         self.counters.connects += 1
+        if self._trace is not None:
+            fields = {"did": admitted.did, "verified": admitted.verified, "features": admitted.features}
+            self._trace("agent_connected", fields)
         if admitted.credential is not None:
             self._credentials.append(admitted.credential)
         if admitted.proof is not None:
             self._proofs.append(admitted.proof)
         if admitted.features is not None:
+            self.counters.sent["connected"] += 1
             self._effects.append(Send(link, envelopes.connected(admitted.features, timestamp(now.utc))))
         if binding.behind:
             self._load(binding)
@@ -594,22 +652,23 @@ class RelayCore:
     def _route(self, binding: _Binding, envelope: Envelope, raw: bytes, now: Instant) -> None:
         link, frame_id, to = binding.link, envelope.id, envelope.recipient
         if frame_id is msgspec.UNSET or not 0 < len(frame_id) <= self.limits.id_length:
-            self._complain(link, f"id is a text of 1 to {self.limits.id_length} characters")
+            self._complain(link, "no_id", f"id is a text of 1 to {self.limits.id_length} characters")
             return
         if to is msgspec.UNSET:
-            self._complain(link, "to is missing", frame_id)
+            self._complain(link, "wrong_recipient", "to is missing", frame_id)
             return
         if envelope.sender is msgspec.UNSET:
             raw = envelopes.stamp(raw, binding.did)
             if len(raw) > self.limits.frame_size:
-                self._complain(link, f"the frame and its from exceed {self.limits.frame_size} bytes", frame_id)
+                detail = f"the frame and its from exceed {self.limits.frame_size} bytes"
+                self._complain(link, "too_large", detail, frame_id)
                 return
         mailbox = self._mailboxes.get(to)
         if mailbox is None:
             try:
                 mailbox = _Mailbox(parse_did(to))
             except InvalidValue as error:
-                self._complain(link, f"to: {error}", frame_id)
+                self._complain(link, "wrong_recipient", f"to: {error}", frame_id)
                 return
         earlier = self._find(mailbox, frame_id, binding.did) if mailbox.awaiting else None
         if (earlier or self.acked) and self._known(binding, mailbox, frame_id, earlier, raw):
@@ -617,7 +676,7 @@ class RelayCore:
         pair = self._pair(mailbox, binding.did)
         size = len(raw)
         if refusal := self._over_quota(mailbox, pair, size, earlier):
-            self._refuse(binding, frame_id, refusal)
+            self._refuse(binding, to, frame_id, refusal)
             return
         kind = envelope.type
         self._seq = seq = self._seq + 1
@@ -628,6 +687,8 @@ class RelayCore:
         self._pending[seq] = entry
         self._pending_size += size
         self.counters.routed += 1
+        if self._trace is not None:
+            self._traced("message_routed", entry, type=kind, bytes=size)
         receiver = mailbox.binding
         if receiver is not None and not receiver.behind and not self._strict:
             self._push(receiver, entry, raw)
@@ -656,15 +717,15 @@ class RelayCore:
     def _was_acked(self, entry: _Entry) -> bool:
         return self.acked.knows(entry.mailbox.did, entry.sender, entry.id, entry.payload)
 
-    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int, earlier: _Entry | None) -> str | None:
+    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int, earlier: _Entry | None) -> FrameReason | None:
         """Why there is no room for a frame of this size, in place of ``earlier``."""
         limits, more = self.limits, 1
         if earlier is not None:
             more, size = 0, size - earlier.size
         if pair.frames + more > limits.pair_frames or pair.size + size > limits.pair_bytes:
-            return "too much is waiting from you for this recipient"
+            return "pair_full"
         if mailbox.frames + more > limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
-            return "the recipient's inbox is full"
+            return "recipient_full"
         receiver = mailbox.binding
         if (
             receiver is not None
@@ -679,19 +740,26 @@ class RelayCore:
             or sender.size + size > limits.sender_bytes
             or (not pair.frames and sender.recipients >= limits.sender_recipients)
         ):
-            return "too much is waiting from you"
+            return "sender_full"
         if self._frames + more > limits.total_frames or self._size + size > limits.total_bytes:
-            return "the relay's store is full"
+            return "relay_full"
         return None
 
-    def _refuse(self, binding: _Binding, frame_id: str, detail: str) -> None:
-        self.counters.refused += 1
-        self._effects.append(Send(binding.link, envelopes.error(detail, id=frame_id)))
+    def _refuse(self, binding: _Binding, to: str, frame_id: str, reason: FrameReason) -> None:
+        self._complain(binding.link, reason, _FULL[reason], frame_id)
+        if self._trace is not None:
+            self._trace("message_refused", {"id": frame_id, "from": binding.did, "to": to, "reason": reason})
         self._receipt(binding, frame_id, b"refused")
 
     def _push(self, receiver: _Binding, entry: _Entry, payload: bytes) -> None:
         link, mailbox = receiver.link, receiver.mailbox
         self._effects.append(Send(link, payload))
+        if entry.control:
+            self.counters.sent[envelopes.kind(payload)] += 1
+        else:
+            self.counters.messages_sent += 1
+        if self._trace is not None:
+            self._traced("message_pushed", entry)
         receiver.cursor = entry.seq
         link.queued += entry.size
         if link.queued > self.limits.outgoing_high and not receiver.behind:
@@ -722,7 +790,7 @@ class RelayCore:
         """
         frame_id, mailbox = envelope.id, binding.mailbox
         if frame_id is msgspec.UNSET:
-            self._complain(binding.link, "an ack has an id")
+            self._complain(binding.link, "no_id", "an ack has an id")
             return
         if binding.superseded and self._is_about_older_copy(binding, envelope):
             return
@@ -786,6 +854,8 @@ class RelayCore:
 
     def _delivered(self, entry: _Entry) -> None:
         self.counters.delivered += 1
+        if self._trace is not None:
+            self._traced("message_delivered", entry)
         self.acked.add(entry.mailbox.did, entry.sender, entry.id, _print(entry))
         self._remove(entry)
         sender = self._mailboxes.get(entry.sender)
@@ -795,13 +865,20 @@ class RelayCore:
     def _unread(self, entry: _Entry) -> None:
         # Not remembered as acked: the sender encrypts it anew under the same id, and that copy has to arrive.
         self.counters.unread += 1
+        if self._trace is not None:
+            self._traced("message_unread", entry)
         self._remove(entry)
         sender = self._mailboxes.get(entry.sender)
         if sender is not None and sender.binding is not None:
             self._receipt(sender.binding, entry.id, b"unread")
 
+    def _traced(self, event: str, entry: _Entry, **more: object) -> None:
+        assert self._trace is not None
+        self._trace(event, {"id": entry.id, "from": entry.sender, "to": entry.mailbox.did, **more})
+
     def _receipt(self, binding: _Binding, frame_id: str, state: bytes) -> None:
         if binding.receipts:
+            self.counters.receipts[state] += 1
             self._effects.append(Send(binding.link, envelopes.receipt(frame_id, state)))
 
     # Knocks and their answers are acked by clients that negotiated features, and only so removed for them. The SDK acks
@@ -839,6 +916,8 @@ class RelayCore:
                 self._forget(entry)
                 self._remove(entry)
                 self.counters.abandoned += 1
+                if self._trace is not None:
+                    self._traced("message_abandoned", entry)
                 sender = self._mailboxes.get(entry.sender)
                 if sender is not None and sender.binding is not None:
                     self._receipt(sender.binding, entry.id, b"unread")
@@ -968,7 +1047,11 @@ class RelayCore:
         if binding.behind:
             binding.fetching = True
         else:
-            self._effects.append(Send(binding.link, envelopes.CAUGHT_UP))
+            self._caught_up(binding.link)
+
+    def _caught_up(self, link: Link) -> None:
+        self.counters.sent["pending_messages"] += 1
+        self._effects.append(Send(link, envelopes.CAUGHT_UP))
 
     def take_work(self, now: Instant, *, everything: bool = False) -> Work:
         """Take the next transaction. One at a time: :meth:`stored` or :meth:`failed` must follow.
@@ -1032,6 +1115,8 @@ class RelayCore:
     def stored(self, work: Work, done: Done, now: Instant) -> None:
         """The transaction is durable: tell senders, push what was read."""
         committing, self._committing = self._committing, {}
+        if work.due:
+            self._oldest_stored = done.oldest
         self._removed.difference_update(work.removals)
         for entry in committing.values():
             self._pending_size -= entry.size
@@ -1042,6 +1127,9 @@ class RelayCore:
         for removed in done.expired:
             if self._gone(removed):
                 self.counters.expired += 1
+                if self._trace is not None:
+                    fields = {"id": removed.id, "from": removed.sender, "to": removed.recipient}
+                    self._trace("message_expired", fields)
                 sender = self._mailboxes.get(removed.sender)
                 if sender is not None and sender.binding is not None:
                     self._receipt(sender.binding, removed.id, b"expired")
@@ -1059,6 +1147,8 @@ class RelayCore:
             self._uncount(mailbox, entry.pair, entry.size)
         else:
             self.counters.stored += 1
+            if self._trace is not None:
+                self._traced("message_stored", entry)
             receiver = mailbox.binding
             if self._strict and receiver is not None and not receiver.behind:
                 self._push(receiver, entry, entry.payload)
@@ -1123,7 +1213,7 @@ class RelayCore:
         binding.behind = False
         if binding.fetching:
             binding.fetching = False
-            self._effects.append(Send(link, envelopes.CAUGHT_UP))
+            self._caught_up(link)
 
 
 def _fingerprint(raw: bytes) -> int:

@@ -30,7 +30,12 @@ class Envelope(msgspec.Struct, rename={"sender": "from", "recipient": "to"}, gc=
     unread: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Kind(msgspec.Struct, gc=False):
+    type: str
+
+
 _decode = msgspec.json.Decoder(Envelope).decode
+_decode_kind = msgspec.json.Decoder(_Kind).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -59,6 +64,11 @@ def read(raw: bytes) -> Envelope:
     if envelope.type in ROUTED and _looks_deep(raw):
         parse_json(raw)  # the clients' own parser, with the clients' bound on depth
     return envelope
+
+
+def kind(raw: bytes) -> str:
+    """The type of a frame that :func:`read` has taken."""
+    return _decode_kind(raw).type
 
 
 def _looks_deep(raw: bytes) -> bool:

@@ -2,33 +2,57 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Literal
 
 from mesh_relay.core import RelayCore
+from meshlib import process
 from meshlib.clock import Instant
+from meshlib.prometheus import Histogram, Page
 from meshlib.wire.encoding import timestamp
+
+NotReady = Literal["draining", "disk_full", "commit_failed"]
+"""Why no more agents should be sent here."""
 
 
 @dataclass(slots=True)
-class StorageCounters:
-    """What the storage task has seen. Times in seconds."""
+class ShellCounters:
+    """What the shell has seen: sockets, the storage task, its own delays."""
 
-    commits: int = 0
-    commit_seconds: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    control: int = 0
+    """Pings, pongs and pieces of messages that agents sent."""
+    commits: Histogram = field(default_factory=Histogram)
+    """Seconds of each transaction."""
     commit_failures: int = 0
+    lag: Histogram = field(default_factory=Histogram)
+    """Seconds by which a task that slept a second was late: what every socket waits for."""
     healthy: bool = True
     """The last transaction succeeded."""
 
 
-def health(core: RelayCore, storage: StorageCounters, started: Instant, now: Instant, durability: str) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What holds at the moment of asking."""
+
+    started: Instant
+    now: Instant
+    durability: str
+    sockets: int
+    free: int | None
+    """Bytes left on the store's disk; None without one."""
+    not_ready: NotReady | None
+
+
+def health(core: RelayCore, shell: ShellCounters, standing: Standing) -> bytes:
     """The body of ``/health``; the first six keys are upstream's."""
     frames, size, agents = core.kept
     counters = core.counters
-    return json.dumps(
+    return _json(
         {
-            "status": "healthy" if storage.healthy else "degraded",
+            "status": "healthy" if shell.healthy else "degraded",
             "service": "mesh-relay",
             "connected_agents": core.connected,
             "verified_agents": core.verified,
@@ -39,18 +63,32 @@ def health(core: RelayCore, storage: StorageCounters, started: Instant, now: Ins
                 "messages_delivered": counters.delivered,
             },
             "version": metadata.version("agent-meshlib"),
-            "server_time": timestamp(now.utc),
-            "uptime_seconds": round(now.monotonic - started.monotonic, 3),
+            "server_time": timestamp(standing.now.utc),
+            "uptime_seconds": round(standing.now.monotonic - standing.started.monotonic, 3),
             "inbox": {"frames": frames, "bytes": size, "recipients": agents},
-            "durability": durability,
-        },
-        separators=(",", ":"),
-    ).encode()
+            "durability": standing.durability,
+            **readiness(standing),
+        }
+    )
 
 
-def prometheus(core: RelayCore, storage: StorageCounters, started: Instant, now: Instant) -> bytes:
-    """The body of ``/metrics``, text format 0.0.4."""
-    return "".join(f"{line}\n" for line in _lines(core, storage, started, now)).encode()
+def readiness(standing: Standing) -> dict[str, object]:
+    """Whether agents should be sent here, and if not, why."""
+    return {"ready": standing.not_ready is None, "reason": standing.not_ready}
+
+
+def ready(standing: Standing) -> bytes:
+    """The body of ``/health/ready``."""
+    return _json(readiness(standing))
+
+
+def alive() -> bytes:
+    """The body of ``/health/live``: an answer at all is what matters."""
+    return _json({"live": True})
+
+
+def _json(body: dict[str, object]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 _HELP = {
@@ -60,9 +98,7 @@ _HELP = {
     "expired": "Frames nobody fetched in time",
     "unread": "Frames their recipient has acked as unreadable",
     "abandoned": "Frames their recipient's client could not read",
-    "refused": "Frames refused by a quota",
     "retransmitted": "Frames not taken again because the same bytes were known",
-    "malformed": "Frames answered with an error",
     "connects": "Sockets bound to an agent",
     "replaced": "Sockets closed for a newer one of the same agent",
     "idle": "Sockets closed for their silence",
@@ -72,29 +108,57 @@ _HELP = {
 }
 
 
-def _lines(core: RelayCore, storage: StorageCounters, started: Instant, now: Instant) -> Iterator[str]:
+def prometheus(core: RelayCore, shell: ShellCounters, standing: Standing) -> bytes:
+    """The body of ``/metrics``."""
+    page = Page("mesh_relay")
+    page.gauge("build_info", "The version that runs", {metadata.version("agent-meshlib"): 1}, "version")
+    _show_traffic(page, core, shell)
     counters = dataclasses.asdict(core.counters)
     for name, text in _HELP.items():
-        yield from _metric(f"{name}_total", "counter", text, counters[name])
-    yield "# HELP mesh_relay_refused_connects_total Sockets refused, by close code"
-    yield "# TYPE mesh_relay_refused_connects_total counter"
-    for code, count in sorted(core.counters.refused_connects.items()):
-        yield f'mesh_relay_refused_connects_total{{code="{code}"}} {count}'
+        page.counter(f"{name}_total", text, counters[name])
+    page.gauge("agents", "Agents connected", core.connected)
+    page.gauge("verified_agents", "Agents connected that proved a key", core.verified)
+    page.gauge("sockets", "Sockets open, agents' and others", standing.sockets)
+    page.gauge("unproven_sockets", "Sockets that have proved nothing yet", core.unproven)
+    _show_storage(page, core, shell, standing)
+    page.histogram("loop_lag_seconds", "How late a task ran that slept a second", shell.lag)
+    page.gauge("ready", "Whether /health/ready says so", int(standing.not_ready is None))
+    page.gauge("uptime_seconds", "Since the start", round(standing.now.monotonic - standing.started.monotonic, 3))
+    process.show(page, standing.started.utc)
+    return page.text().encode()
+
+
+def _show_traffic(page: Page, core: RelayCore, shell: ShellCounters) -> None:
+    counters = core.counters
+    page.counter(
+        "frames_total",
+        "Frames of and to agents, by type: heartbeat, ping and control keep a connection alive",
+        {
+            **{("in", kind): count for kind, count in counters.frames_received.items()},
+            ("in", "control"): shell.control,
+            **{("out", kind): count for kind, count in counters.frames_sent.items()},
+        },
+        "direction",
+        "type",
+    )
+    page.counter("bytes_total", "Bytes of sockets", {"in": shell.bytes_in, "out": shell.bytes_out}, "direction")
+    receipts = {state.decode(): count for state, count in counters.receipts.items()}
+    page.counter("receipts_total", "Receipts sent, by what became of the frame", receipts, "state")
+    page.counter("refused_frames_total", "Frames answered with an error", counters.refused_frames, "reason")
+    page.counter("refused_connects_total", "Sockets refused, by close code", counters.refused_connects, "code")
+    page.counter("disconnects_total", "Agents' sockets that ended, by close code", counters.disconnects, "code")
+
+
+def _show_storage(page: Page, core: RelayCore, shell: ShellCounters, standing: Standing) -> None:
     frames, size, agents = core.kept
-    yield from _metric("agents", "gauge", "Agents connected", core.connected)
-    yield from _metric("verified_agents", "gauge", "Agents connected that proved a key", core.verified)
-    yield from _metric("unproven_sockets", "gauge", "Sockets that have proved nothing yet", core.unproven)
-    yield from _metric("inbox_frames", "gauge", "Frames not acked yet", frames)
-    yield from _metric("inbox_bytes", "gauge", "Their size", size)
-    yield from _metric("inbox_recipients", "gauge", "Agents they wait for", agents)
-    yield from _metric("uncommitted_bytes", "gauge", "Accepted and not on disk", core.uncommitted)
-    yield from _metric("commits_total", "counter", "Transactions", storage.commits)
-    yield from _metric("commit_seconds_total", "counter", "Time spent in them", f"{storage.commit_seconds:.6f}")
-    yield from _metric("commit_failures_total", "counter", "Transactions that failed", storage.commit_failures)
-    yield from _metric("uptime_seconds", "gauge", "Since the start", f"{now.monotonic - started.monotonic:.3f}")
-
-
-def _metric(name: str, kind: str, text: str, value: object) -> Iterator[str]:
-    yield f"# HELP mesh_relay_{name} {text}"
-    yield f"# TYPE mesh_relay_{name} {kind}"
-    yield f"mesh_relay_{name} {value}"
+    oldest = core.oldest
+    page.gauge("inbox_frames", "Frames not acked yet", frames)
+    page.gauge("inbox_bytes", "Their size", size)
+    page.gauge("inbox_recipients", "Agents they wait for", agents)
+    age = 0.0 if oldest is None else max(0.0, round(standing.now.utc - oldest, 3))
+    page.gauge("inbox_oldest_seconds", "Since the oldest of them was accepted; 0 without any", age)
+    page.gauge("uncommitted_bytes", "Accepted and not on disk", core.uncommitted)
+    page.histogram("commit_seconds", "Time of a transaction", shell.commits)
+    page.counter("commit_failures_total", "Transactions that failed", shell.commit_failures)
+    if standing.free is not None:
+        page.gauge("store_free_bytes", "Left on the disk of the store", standing.free)

@@ -57,6 +57,8 @@ class Contents(NamedTuple):
     usage: Sequence[Usage]
     credentials: Sequence[Credential]
     proofs: Sequence[Proof]
+    oldest: float | None = None
+    """When the oldest frame was accepted, in seconds since the Unix epoch; None without any."""
 
 
 class Load(NamedTuple):
@@ -123,3 +125,5 @@ class Done(NamedTuple):
     expired: Sequence[Removed] = ()
     pages: Sequence[Page] = ()
     """One per load."""
+    oldest: float | None = None
+    """When the oldest frame there is now was accepted."""

@@ -10,9 +10,11 @@ import http
 import ipaddress
 import logging
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -29,6 +31,8 @@ from mesh_relay.records import Done, Work
 from meshlib.clock import Instant
 from meshlib.crypto.keys import Entropy
 from meshlib.errors import StoreError
+from meshlib.logs import LogEvent
+from meshlib.prometheus import CONTENT_TYPE
 from meshlib.wire.encoding import b64url
 
 log = logging.getLogger("mesh_relay")
@@ -36,6 +40,8 @@ log = logging.getLogger("mesh_relay")
 _Result = TypeVar("_Result")
 
 PATH = "/ws"
+_PAGES = ("/health", "/health/live", "/health/ready", "/metrics")
+_JSON = "application/json"
 NONCE_SIZE = 32
 
 _RECEIVE = 64 * 1024
@@ -124,12 +130,14 @@ class RelayServer:
         self._clock = clock
         self._entropy = entropy
         self._make_readiness = readiness
-        self._storage = metrics.StorageCounters()
+        self._seen = metrics.ShellCounters()
         self._sockets: dict[Link, _Socket] = {}
         self._by_fd: dict[int, _Socket] = {}
         self._dirty: dict[_Socket, None] = {}
         self._closing: dict[_Socket, None] = {}
         self._draining, self._deserted = trio.Event(), trio.Event()
+        self._hurry = trio.Event()
+        self._leaving = False  # the listeners are closed
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run.
@@ -147,6 +155,7 @@ class RelayServer:
                 ttl=self._config.ttl,
                 allow_legacy=self._config.allow_legacy,
                 durability=self._config.durability,
+                trace=_trace if log.isEnabledFor(logging.DEBUG) else None,
             )
             self._accepted_at, self._accept_tokens = now.monotonic, self._limits.accept_burst
             self._work, self._urgent = trio.Event(), trio.Event()
@@ -173,10 +182,16 @@ class RelayServer:
                 await self._in_thread(self._inbox.close)
 
     def drain(self) -> None:
-        """Stop: accept nobody, close every socket with 1001, commit, return from :meth:`serve`."""
+        """Stop: for ``drain_seconds`` only be not ready, then accept nobody, close every socket with 1001, commit, and
+        return from :meth:`serve`. Called again: at once."""
+        if self._draining.is_set():
+            self._hurry.set()
         self._draining.set()
 
     async def _say_goodbye(self) -> None:
+        with trio.move_on_after(self._config.drain_seconds):
+            await self._hurry.wait()
+        self._leaving = True
         for fd, listener in self._listeners.items():
             self._readiness.forget(fd)
             listener.close()
@@ -213,13 +228,13 @@ class RelayServer:
                 done = await self._transact(work) if work.due else Done()
             except StoreError as error:
                 log.error("commit_failed", extra={"fields": {"error": str(error)}})
-                self._storage.commit_failures += 1
-                self._storage.healthy = False
+                self._seen.commit_failures += 1
+                self._seen.healthy = False
                 self._core.failed(work)
                 self._work.set()
                 await trio.sleep(_RETRY)
             else:
-                self._storage.healthy = True
+                self._seen.healthy = True
                 now = self._clock()
                 self._core.stored(work, done, now)
                 self._carry_out(now)
@@ -227,8 +242,7 @@ class RelayServer:
     async def _transact(self, work: Work) -> Done:
         began = time.perf_counter()
         done = await self._in_thread(lambda: self._inbox.run(work))
-        self._storage.commits += 1
-        self._storage.commit_seconds += time.perf_counter() - began
+        self._seen.commits.observe(time.perf_counter() - began)
         return done
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -240,7 +254,9 @@ class RelayServer:
             self._carry_out(now)
             for connected in [late for late in self._closing if (late.deadline or 0.0) <= now.monotonic]:
                 self._drop(connected)
-            await trio.sleep(_TICK)
+            due = trio.current_time() + _TICK
+            await trio.sleep_until(due)
+            self._seen.lag.observe(trio.current_time() - due)
 
     # --- sockets ------------------------------------------------------------------------------------------------------
 
@@ -275,7 +291,7 @@ class RelayServer:
 
         async def resume() -> None:
             await trio.sleep(seconds)
-            if not self._draining.is_set():
+            if not self._leaving:
                 self._watch_listeners()
 
         self._nursery.start_soon(resume)
@@ -320,6 +336,7 @@ class RelayServer:
         if not data:
             self._drop(connected)
             return
+        self._seen.bytes_in += len(data)
         connection, link = connected.connection, connected.link
         frames = 0
         events = connection.receive(data)
@@ -339,7 +356,9 @@ class RelayServer:
             events = connection.receive(b"")
         self._dirty[connected] = None  # pongs and closing frames may be waiting
         if connection.trusted:  # before, the connection itself counts them, for as long as it lasts
-            frames += _IRREGULAR * connection.take_irregular()
+            irregular = connection.take_irregular()
+            self._seen.control += irregular
+            frames += _IRREGULAR * irregular
         if pause := self._core.heard(link, frames, now):
             connected.paused = True
             self._watch(connected)
@@ -351,7 +370,7 @@ class RelayServer:
         elif isinstance(event, Oversized):
             self._core.oversized(connected.link, event.size)
         elif isinstance(event, Ended):
-            self._core.lost(connected.link)
+            self._core.lost(connected.link, connected.connection.close_code)
             self._expect_end(connected, now)
 
     def _answer(self, connected: _Socket, asked: Asked, now: Instant) -> None:
@@ -368,17 +387,44 @@ class RelayServer:
         elif asked.path == PATH:
             status, body = http.HTTPStatus.UPGRADE_REQUIRED, b"This address speaks WebSocket.\n"
             headers = {"Upgrade": "websocket"}
-        elif asked.path == "/health":
-            content_type = "application/json"
-            body = metrics.health(self._core, self._storage, self._started, now, self._config.durability)
-        elif asked.path == "/metrics":
-            content_type = "text/plain; version=0.0.4; charset=utf-8"
-            body = metrics.prometheus(self._core, self._storage, self._started, now)
+        elif asked.path in _PAGES:
+            status, content_type, body = self._page(asked.path, now)
         else:
-            status, body = http.HTTPStatus.NOT_FOUND, b"Here are /ws, /health and /metrics.\n"
+            status, body = http.HTTPStatus.NOT_FOUND, f"Here are {', '.join((PATH, *_PAGES))}.\n".encode()
         self._core.lost(connected.link)
         connection.respond(status, content_type, body, **headers)
         self._expect_end(connected, now)
+
+    def _page(self, path: str, now: Instant) -> tuple[http.HTTPStatus, str, bytes]:
+        if path == "/health/live":
+            return http.HTTPStatus.OK, _JSON, metrics.alive()
+        standing = self._standing(now)
+        if path == "/metrics":
+            return http.HTTPStatus.OK, CONTENT_TYPE, metrics.prometheus(self._core, self._seen, standing)
+        if path == "/health":
+            return http.HTTPStatus.OK, _JSON, metrics.health(self._core, self._seen, standing)
+        status = http.HTTPStatus.OK if standing.not_ready is None else http.HTTPStatus.SERVICE_UNAVAILABLE
+        return status, _JSON, metrics.ready(standing)
+
+    def _standing(self, now: Instant) -> metrics.Standing:
+        free = self._free()
+        not_ready: metrics.NotReady | None = None
+        if self._draining.is_set():
+            not_ready = "draining"
+        elif free is not None and free < self._limits.free_bytes:
+            not_ready = "disk_full"
+        elif not self._seen.healthy:
+            not_ready = "commit_failed"
+        return metrics.Standing(self._started, now, self._config.durability, len(self._sockets), free, not_ready)
+
+    def _free(self) -> int | None:
+        """Bytes left where the store is."""
+        if not self._inbox.blocking:
+            return None
+        try:
+            return shutil.disk_usage(Path(self._config.store).parent).free
+        except OSError:
+            return None
 
     def _expect_end(self, connected: _Socket, now: Instant) -> None:
         connected.deadline = now.monotonic + self._limits.close_seconds
@@ -399,7 +445,8 @@ class RelayServer:
                     connected.connection.ping()
                     self._dirty[connected] = None
                 else:
-                    log.debug("closing", extra={"fields": {"code": effect.code, "reason": effect.reason}})
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug(LogEvent("closing", code=effect.code, reason=effect.reason))
                     connected.connection.close(effect.code, effect.reason)
                     self._expect_end(connected, now)
             if not self._dirty:
@@ -433,6 +480,7 @@ class RelayServer:
             except OSError:
                 self._drop(connected)
                 return
+            self._seen.bytes_out += sent
             connected.unsent = memoryview(data)[sent:] if sent < len(data) else b""
             if connected.unsent:
                 connected.full = True
@@ -471,10 +519,14 @@ class RelayServer:
             del self._by_fd[fd]
             self._readiness.forget(fd)
             connected.raw.close()
-            if self._draining.is_set() and not self._sockets:
+            if self._leaving and not self._sockets:
                 self._deserted.set()
         self._dirty.pop(connected, None)
         self._closing.pop(connected, None)
+
+
+def _trace(event: str, fields: Mapping[str, object]) -> None:
+    log.debug(LogEvent(event, **fields))
 
 
 def _origin(address: str) -> str:

@@ -59,8 +59,21 @@ def load(inbox: Inbox, to: Did = BOB, after: int = 0, count: int = 100, size: in
 
 def test_a_new_inbox_is_empty(make: Make) -> None:
     inbox = make()
-    assert inbox.open() == (0, [], [], [])
+    assert inbox.open() == (0, [], [], [], None)
     inbox.close()
+
+
+def test_every_transaction_tells_how_old_the_oldest_frame_is(make: Make) -> None:
+    inbox = make()
+    inbox.open()
+    assert inbox.run(Work([frame(1, at=5.0), frame(2, at=6.0), frame(3, at=7.0)])).oldest == 5.0
+    assert inbox.run(Work(removals=[1])).oldest == 6.0
+    assert inbox.run(Work(sweep=Sweep(6.5, 0.0, 10))).oldest == 7.0
+    inbox.close()
+    again = make()
+    assert again.open().oldest == 7.0
+    assert again.run(Work(removals=[3])).oldest is None
+    again.close()
 
 
 def test_frames_come_back_whole_and_in_order(inbox: Inbox) -> None:
@@ -176,7 +189,7 @@ def test_what_was_run_is_there_after_reopening(make: Make) -> None:
     again.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)  # disks wait
 @given(
     st.lists(
         st.tuples(

@@ -1,5 +1,6 @@
 """One suite over every registry store: they agree, verb by verb."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -126,6 +127,44 @@ async def test_a_full_registry_takes_no_more(store: RegistryStore) -> None:
     assert await store.register(agent("did:a:more")) == "full"
     assert await store.delete(Delete(caller("did:a:0")))
     assert await store.register(agent("did:a:more")) == "created"
+
+
+async def supply(store: RegistryStore) -> tuple[int, int]:
+    """One-time keys left, and agents that have none, once they have been counted."""
+    while (found := store.supply()) is None:
+        await asyncio.sleep(0.001)
+    return found.left, found.agents_without
+
+
+async def test_the_supply_of_one_time_keys_follows_every_change(store: RegistryStore) -> None:
+    assert await supply(store) == (0, 0)
+    for name in ("did:a:1", "did:a:2", "did:a:3"):
+        await store.register(agent(name))
+    assert await supply(store) == (0, 0), "who has published nothing cannot be without keys"
+    await store.put_prekeys(put("did:a:1", one_time(1, 2, 3)))
+    await store.put_prekeys(put("did:a:2", ()))
+    assert await supply(store) == (3, 1)
+    assert await take_ids(store, "did:a:1", 4) == [1, 2, 3, None]
+    assert await supply(store) == (0, 2)
+    await store.put_prekeys(put("did:a:1", one_time(4, 5), merge=True))
+    assert await supply(store) == (2, 1)
+    await take_ids(store, "did:a:1", 1)
+    await store.put_prekeys(put("did:a:1", one_time(*range(10, 20), salt=1), spk=signed(2)))
+    assert await supply(store) == (10, 1)
+    assert await store.put_prekeys(put("did:a:1", one_time(*range(1000), salt=2))) is PutRefused.TOO_MANY
+    assert await supply(store) == (10, 1)
+    await store.put_prekeys(put("did:a:3", one_time(1), now=9000.0))
+    assert await store.delete(Delete(caller("did:a:2")))
+    assert await supply(store) == (11, 0)
+    assert await store.sweep(Sweep(0.0, 0.0, 8000.0)) == 1
+    assert await supply(store) == (1, 0)
+
+
+async def test_a_check_leaves_everything_as_it_is(store: RegistryStore) -> None:
+    await store.register(agent("did:a:1"))
+    await store.check()
+    assert await store.count() == 1
+    assert store.vitals.healthy
 
 
 async def test_unknown_agents_are_none(store: RegistryStore) -> None:

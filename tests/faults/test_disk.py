@@ -4,17 +4,29 @@ Each test runs in a mount namespace: whatever it mounts goes with its process.
 """
 
 import functools
+import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
+from websockets.sync.client import connect
 
+from meshlib.wire import registry as wire
+from meshlib.wire.encoding import timestamp
 from tests.commands import ROOT
+from tests.faults.fleet import until
 from tests.faults.flow import flow
+from tests.unit.mesh_registry.helpers import Actor
+from tests.unit.mesh_relay.kit import connect_frame
+from tests.watched import Server, serving
 
 pytestmark = pytest.mark.slow
 
@@ -119,3 +131,66 @@ def test_a_read_only_disk_is_named_and_loses_nothing(request, tmp_path, victim):
         run.until(lambda: kept.says("Read-only file system"), "the read-only disk is named")
         disk.remount("rw")
         run.finish()
+
+
+def readiness(server: Server) -> tuple[int, str | None]:
+    answer = server.get("/health/ready")
+    return answer.status_code, answer.json()["reason"]
+
+
+@pytest.mark.parametrize("role", ["relay", "registry"])
+@with_own_mounts
+def test_a_server_whose_disk_is_full_is_not_ready_and_alive(request, tmp_path, role):
+    disk = Disk(tmp_path / "disk", "96m")
+    with serving(role, "--store", disk.folder / "store.db") as server:
+        assert readiness(server) == (200, None)
+        disk.fill()
+        assert readiness(server) == (503, "disk_full")
+        assert server.value(f"mesh_{role}_ready") == 0
+        assert server.value(f"mesh_{role}_store_free_bytes") == 0
+        for page in ("/health", "/health/live"):
+            assert server.get(page).status_code == 200
+        disk.empty()
+        assert readiness(server) == (200, None)
+
+
+@contextmanager
+def refused_writes(server: Server) -> Iterator[None]:
+    """No file of the process may grow beyond a page. There is room on the disk, and it takes nothing."""
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+def change_something(role: str, server: Server, number: int) -> None:
+    """Have a server write."""
+    who = Actor(f"agent {number}")
+    if role == "registry":
+        asked = who.registration(time.time())
+        headers = dict(wire.headers(asked, None, timestamp(time.time()), bound=False))
+        url = f"{server.url}{asked.target}"
+        httpx.request(asked.method, url, headers=headers, content=asked.body, trust_env=False)
+        return
+    with connect(f"{server.url.replace('http', 'ws', 1)}/ws", compression=None) as socket:
+        nonce = socket.response.headers["Mesh-Challenge"]
+        features = ["challenge"]
+        socket.send(connect_frame(who.identity, time.time(), nonce=nonce, features=features).decode())
+        assert json.loads(socket.recv(10))["type"] == "connected"
+
+
+@pytest.mark.parametrize("role", ["relay", "registry"])
+def test_a_server_is_ready_again_by_itself_once_its_disk_takes_changes(tmp_path, role):
+    with serving(role, "--store", tmp_path / "store.db") as server:
+        change_something(role, server, 0)
+        until(lambda: server.value(f"mesh_{role}_commit_seconds_count") >= 1, "the first change is on the disk")
+        with refused_writes(server):
+            change_something(role, server, 1)
+            until(lambda: readiness(server) == (503, "commit_failed"), "the server says that its disk refuses")
+            assert server.value(f"mesh_{role}_commit_failures_total") >= 1
+            assert server.get("/health").json()["status"] == "degraded"
+            assert server.get("/health/live").status_code == 200
+        until(lambda: readiness(server) == (200, None), "the server says that its disk works again", pause=0.2)
+        assert server.get("/health").json()["status"] == "healthy"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mesh_registry.store.protocol import TOTAL_BOUND
+from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.verbs import (
     INITIAL_REPUTATION,
     MAX_ONE_TIME_KEYS,
@@ -79,6 +80,7 @@ class MemoryStore:
         self._agents: dict[str, _Row] = {}
         self._proofs: dict[bytes, Proof] = {}
         self._max_agents = max_agents
+        self.vitals = Vitals()
 
     async def account(self, did: str) -> Account | None:
         row = self._agents.get(did)
@@ -234,6 +236,16 @@ class MemoryStore:
 
     async def count(self) -> int:
         return len(self._agents)
+
+    async def check(self) -> None:
+        pass
+
+    def supply(self) -> Supply:
+        left = [_left(row) for row in self._agents.values() if row.signed is not None]
+        return Supply(sum(left), left.count(0))
+
+    def free(self) -> None:
+        return None
 
     async def sweep(self, change: Sweep) -> int:
         self._proofs = {proof.digest: proof for proof in self._proofs.values() if proof.expires >= change.now}

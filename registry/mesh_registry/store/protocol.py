@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.verbs import (
     Account,
     Agent,
@@ -89,10 +90,23 @@ class RegistryStore(Protocol):
         """The changed record, or None when there is no such agent."""
 
     async def count(self) -> int:
-        """How many agents are registered."""
+        """How many agents are registered, as of the last commit. Asks neither the disk nor the writer."""
+
+    async def check(self) -> None:
+        """Write something that changes nothing, so as to know whether the disk takes it."""
 
     async def sweep(self, change: Sweep) -> int:
         """How many agents have been forgotten; as many as possible when there are more. Their DIDs are free again."""
+
+    @property
+    def vitals(self) -> Vitals:
+        """How the store is doing. Asks nobody, like the two below."""
+
+    def supply(self) -> Supply | None:
+        """One-time keys left; None as long as they are being counted after the start."""
+
+    def free(self) -> int | None:
+        """Bytes left on the store's disk; None without one."""
 
     async def close(self) -> None:
         """Finish what waits, then let go of the disk."""

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mesh_registry.store.protocol import TOTAL_BOUND, StoreFailed
+from mesh_registry.store.stock import Stock
+from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.store.writer import Writer
 from mesh_registry.verbs import (
     INITIAL_REPUTATION,
@@ -95,15 +97,13 @@ class SqliteStore:
                 self._reader = opened.enter_context(contextlib.closing(_connect(path)))
                 self._reader.execute("PRAGMA query_only = ON")
                 self._reader.execute("PRAGMA mmap_size = 268435456")
-                self._writer: Writer[_Session] = Writer(partial(_Session, path, max_agents))
+                self.vitals = Vitals()
+                self._stock = opened.enter_context(contextlib.closing(Stock(_connect(path))))
+                self._writer: Writer[_Session] = Writer(partial(_Session, path, max_agents, self.vitals), self.vitals)
             except (sqlite3.Error, OSError) as error:
                 raise StoreFailed(f"{path} cannot be used: {error}") from error
             opened.pop_all()  # from here on close() does it
-
-    @property
-    def commits(self) -> int:
-        """Transactions committed since the start."""
-        return self._writer.commits
+            self._folder = path.parent
 
     async def account(self, did: str) -> Account | None:
         row = self._reader.execute(
@@ -163,13 +163,27 @@ class SqliteStore:
         return await self._writer.run(partial(_Session.mark_verified, change=change))
 
     async def count(self) -> int:
-        return await self._writer.run(lambda session: session.agents)
+        return self.vitals.agents
+
+    async def check(self) -> None:
+        await self._writer.run(_Session.check)
+
+    def supply(self) -> Supply | None:
+        found, since = self._stock.found, self.vitals.supply
+        return None if found is None else Supply(found.left + since.left, found.agents_without + since.agents_without)
+
+    def free(self) -> int | None:
+        try:
+            return shutil.disk_usage(self._folder).free
+        except OSError:
+            return None
 
     async def sweep(self, change: Sweep) -> int:
         return await self._writer.run(partial(_Session.sweep, change=change))
 
     async def close(self) -> None:
         await self._writer.close()
+        self._stock.close()
         self._reader.close()
         self._lock.close()
 
@@ -193,34 +207,43 @@ class _Session:
     times as much. The pools are never ahead of the disk for longer than a transaction: a rollback drops them all.
     """
 
-    def __init__(self, path: Path, max_agents: int) -> None:
+    def __init__(self, path: Path, max_agents: int, vitals: Vitals) -> None:
         self._db = _connect(path)
+        self._vitals = vitals
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         self._taken: list[int] = []
         self._max_agents = max_agents
         try:
-            (self.agents,) = self._db.execute("SELECT count(*) FROM agent").fetchone()
+            (self._agents,) = self._db.execute("SELECT count(*) FROM agent").fetchone()
         except sqlite3.Error:
             self._db.close()
             raise
-        self._agents_before = self.agents
+        self._supply = Supply(0, 0)
+        self._changes = 0
+        self._checks = False
+        self._tell()
 
     # --- transaction ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        self._agents_before = self.agents
+        self._changes, self._checks = self._db.total_changes, False
 
-    def commit(self) -> None:
+    def commit(self) -> bool:
         self._flush_taken()
         self._db.execute("COMMIT")
+        self._tell()
+        return self._checks or self._db.total_changes > self._changes
 
     def rollback(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")
         self._pools.clear()
         self._taken.clear()
-        self.agents = self._agents_before
+        self._agents, self._supply = self._vitals.agents, self._vitals.supply
+
+    def _tell(self) -> None:
+        self._vitals.agents, self._vitals.supply = self._agents, self._supply
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -235,6 +258,10 @@ class _Session:
 
     # --- verbs ------------------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        self._db.execute(f"PRAGMA user_version = {_one(self._db, 'PRAGMA user_version')}")  # writes the file's header
+        self._checks = True
+
     def register(self, change: Register) -> Registered:
         if self._id(change.did) is not None:
             return "exists"
@@ -244,7 +271,7 @@ class _Session:
             and self._db.execute("SELECT 1 FROM used_proof WHERE digest = ?", (proof.digest,)).fetchone()
         ):
             return "replayed"
-        if self.agents >= self._max_agents:
+        if self._agents >= self._max_agents:
             return "full"
         self._use(proof)
         cursor = self._db.execute(
@@ -265,7 +292,7 @@ class _Session:
         )
         assert cursor.lastrowid is not None
         self._list(cursor.lastrowid, change.capabilities, change.now)
-        self.agents += 1
+        self._agents += 1
         return "created"
 
     def update(self, change: Update) -> Agent | None:
@@ -318,6 +345,7 @@ class _Session:
             return PutRefused.TOO_MANY
         if change.caller is not None:
             self._caller(change.caller)
+        self._supply = self._supply.changed(None if signed[0] is None else len(published.keys() - taken), len(kept))
         self._replace_one_time_keys(agent, kept, forget_taken=not change.merge)
         if change.signed is not None:
             self._db.execute(
@@ -346,6 +374,7 @@ class _Session:
         if change.one_time and len(pool.one_time) > keep:
             one_time = pool.one_time.pop()
             self._taken += (pool.agent, one_time.key_id)
+            self._supply = self._supply.changed(len(pool.one_time) + 1, len(pool.one_time))
         return Bundle(pool.agreement_key, pool.signing_key, pool.signed, one_time)
 
     def touch(self, change: Touch) -> float | TooSoon | None:
@@ -434,11 +463,16 @@ class _Session:
         self._unlist(agent)
         self._pools.pop(did, None)
         self._flush_taken()
+        published, left = self._db.execute(
+            f"SELECT signed_prekey IS NOT NULL, {_LEFT} FROM agent AS a WHERE id = ?",  # noqa: S608 - constants only
+            (agent,),
+        ).fetchone()
+        self._supply = self._supply.changed(left if published else None, None)
         for table in ("one_time_prekey", "taken_prekey", "spent_prekey", "published_prekey"):
             self._db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent,))  # noqa: S608
         self._db.execute("DELETE FROM reported_session WHERE reporter = ?", (agent,))
         self._db.execute("DELETE FROM agent WHERE id = ?", (agent,))
-        self.agents -= 1
+        self._agents -= 1
 
     def _use(self, proof: Proof | None) -> None:
         if proof is not None:

@@ -10,10 +10,12 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from mesh_registry.store.protocol import StoreBusy, StoreFailed
+from mesh_registry.store.vitals import Vitals
 
 log = logging.getLogger("mesh_registry.store")
 
@@ -32,8 +34,8 @@ class Session(Protocol):
     def begin(self) -> None:
         """Start a transaction."""
 
-    def commit(self) -> None:
-        """Make it durable."""
+    def commit(self) -> bool:
+        """Make it durable. Whether there was anything to."""
 
     def rollback(self) -> None:
         """Undo it, and everything remembered about it."""
@@ -45,9 +47,9 @@ class Session(Protocol):
 class Writer(Generic[S]):
     """Runs work in batches on its own thread. Owned by one event loop."""
 
-    def __init__(self, open_session: Callable[[], S]) -> None:
+    def __init__(self, open_session: Callable[[], S], vitals: Vitals) -> None:
         """Start the thread; raises what ``open_session``, called there, raises."""
-        self.commits = 0
+        self._vitals = vitals
         self._waiting: list[tuple[Work[S, Any], asyncio.Future[Any]]] = []
         self._flight = False
         self._inbox: queue.SimpleQueue[list[tuple[Work[S, Any], asyncio.Future[Any]]] | None] = queue.SimpleQueue()
@@ -118,17 +120,21 @@ class Writer(Generic[S]):
     def _together(
         self, session: S, batch: list[tuple[Work[S, Any], asyncio.Future[Any]]]
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]] | None:
+        began = time.perf_counter()
         try:
             session.begin()
             answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = [
                 (future, work(session), None) for work, future in batch
             ]
-            session.commit()
-            self.commits += 1
+            if session.commit():
+                self._vitals.commits.observe(time.perf_counter() - began)
+                self._vitals.healthy = True
         except Exception:
             session.rollback()
             if len(batch) > 1:
                 return None
+            self._vitals.commit_failures += 1
+            self._vitals.healthy = False
             log.exception("write_failed")
             return [(batch[0][1], None, StoreFailed("the change could not be stored"))]
         return answers

@@ -33,6 +33,7 @@ class MemoryInbox:
             [Usage(*pair, *counts) for pair, counts in usage.items()],
             list(self._credentials.values()),
             list(self._proofs.values()),
+            self._oldest(),
         )
 
     def run(self, work: Work) -> Done:
@@ -60,7 +61,11 @@ class MemoryInbox:
             stale = takewhile(lambda stored: stored.accepted_at < sweep.frames_before, self._frames.values())
             expired = [self._remove(stored.seq) for stored in list(islice(stale, sweep.limit))]
         pages = [self._load(load, work) for load in work.loads]
-        return Done(frozenset(duplicates), [r for r in replaced if r], [r for r in expired if r], pages)
+        gone = [r for r in replaced if r], [r for r in expired if r]
+        return Done(frozenset(duplicates), *gone, pages, self._oldest())
+
+    def _oldest(self) -> float | None:
+        return next((stored.accepted_at for stored in self._frames.values()), None)
 
     def _remove(self, seq: int) -> Removed | None:
         stored = self._frames.pop(seq, None)

@@ -72,6 +72,7 @@ class SqliteInbox:
                     Proof(Did(did), timestamp, expires_at)
                     for did, timestamp, expires_at in database.execute("SELECT did, timestamp, expires_at FROM proofs")
                 ],
+                _oldest(database),
             )
 
     def _prepare(self, database: sqlite3.Connection) -> None:
@@ -122,7 +123,7 @@ class SqliteInbox:
                         database.execute("ROLLBACK")
                     raise
             pages = [_load(database, load, work.page_frames, work.page_bytes) for load in work.loads]
-            return Done(duplicates, replaced, expired, pages)
+            return Done(duplicates, replaced, expired, pages, _oldest(database))
 
     def close(self) -> None:
         """See :class:`~mesh_relay.inbox.protocol.Inbox`."""
@@ -185,6 +186,11 @@ def _load(database: sqlite3.Connection, load: Load, count: int, size: int) -> Pa
             return Page(frames, True)
         frames.append(stored)
     return Page(frames, False)
+
+
+def _oldest(database: sqlite3.Connection) -> float | None:
+    row = database.execute("SELECT accepted_at FROM frames ORDER BY seq LIMIT 1").fetchone()
+    return None if row is None else float(row[0])
 
 
 def _marks(group: str, count: int) -> str:

@@ -24,6 +24,7 @@ def test_the_document_describes_every_route_and_no_other() -> None:
         if method != "parameters"
     }
     own = {("GET", f"/{name}", name.removesuffix(".json")) for name in ("health", "metrics", "openapi.json")}
+    own |= {("GET", f"/health/{name}", name) for name in ("live", "ready")}
     assert described == {(method, path, endpoint.value) for method, path, endpoint in ROUTES} | own
 
 

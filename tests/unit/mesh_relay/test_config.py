@@ -43,6 +43,8 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("PORT", "65536"),
         ("PORT", "-1"),
         ("TTL", "0"),
+        ("DRAIN_SECONDS", "-1"),
+        ("DRAIN_SECONDS", "nan"),
         ("TTL", "nan"),
         ("TTL", "inf"),
         ("ALLOW_LEGACY", "perhaps"),

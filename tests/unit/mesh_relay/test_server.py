@@ -109,13 +109,18 @@ async def running(
     *,
     allow_legacy: bool = False,
     durability: Any = "relaxed",
+    drain_seconds: float = 0.0,
     **limits: Any,
 ) -> AsyncIterator[tuple[RelayServer, int]]:
     """A relay on a free port, and the port."""
     listeners = await open_listeners("127.0.0.1", 0)
     port = listeners[0].getsockname()[1]
     config = RelayConfig(
-        allow_legacy=allow_legacy, durability=durability, limits=replace(Limits(), **limits), ttl=3600.0
+        allow_legacy=allow_legacy,
+        durability=durability,
+        limits=replace(Limits(), **limits),
+        ttl=3600.0,
+        drain_seconds=drain_seconds,
     )
     server = RelayServer(config, listeners, inbox or MemoryInbox(), readiness=ready)
     async with trio.open_nursery() as nursery:
@@ -400,25 +405,6 @@ async def test_health_has_upstreams_keys_and_ours(ready: Ready) -> None:
 
 
 @pytest.mark.trio
-async def test_metrics_are_prometheus_text_without_names() -> None:
-    async with running() as (_, port):
-        alice = await Client.join(port, ALICE, ["receipts"])
-        await alice.next()
-        stranger = await Client.open(port)
-        await stranger.say(b"null")
-        await stranger.closed()
-        status, head, body = await get(port, "/metrics")
-        assert status == 200
-        assert b"text/plain; version=0.0.4" in head
-        samples = dict(line.split(b" ") for line in body.splitlines() if not line.startswith(b"#"))
-        assert samples[b"mesh_relay_agents"] == b"1"
-        assert samples[b'mesh_relay_refused_connects_total{code="4001"}'] == b"1"
-        assert b"did:" not in body
-        typed = {line.split(b" ")[2] for line in body.splitlines() if line.startswith(b"# TYPE")}
-        assert typed == {sample.partition(b"{")[0] for sample in samples}
-
-
-@pytest.mark.trio
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -464,6 +450,39 @@ async def test_a_full_disk_delays_receipts_and_shows_in_health(autojump_clock: t
         assert (await alice.next())["state"] == "stored"
         assert inbox.failures == 0
         assert json.loads((await get(port, "/health"))[2])["status"] == "healthy"
+        assert (await get(port, "/health/ready"))[0] == 200
+
+
+@pytest.mark.trio
+async def test_a_failed_commit_makes_it_not_ready_and_stays_alive(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(FlakyInbox(3)) as (_, port):
+        alice = await Client.join(port, ALICE, ["receipts"])
+        await alice.next()
+        assert json.loads((await get(port, "/health/ready"))[2]) == {"ready": True, "reason": None}
+        await alice.say(message(BOB.did, "1"))
+        await trio.sleep(0.5)
+        status, _, body = await get(port, "/health/ready")
+        assert (status, json.loads(body)) == (503, {"ready": False, "reason": "commit_failed"})
+        assert (await get(port, "/health/live"))[0] == 200
+        assert (await alice.next())["state"] == "stored"
+
+
+@pytest.mark.trio
+async def test_while_draining_it_works_on_and_is_not_ready(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(drain_seconds=30.0) as (server, port):
+        alice, bob = await Client.join(port, ALICE), await Client.join(port, BOB)
+        server.drain()
+        status, _, body = await get(port, "/health/ready")
+        assert (status, json.loads(body)) == (503, {"ready": False, "reason": "draining"})
+        assert (await get(port, "/health/live"))[0] == 200
+        assert (await get(port, "/health"))[0] == 200
+        await alice.say(message(BOB.did, "1"))
+        assert (await bob.next())["id"] == "1"
+        server.drain()  # a second signal: at once
+        for client in (alice, bob):
+            closed = await client.closed()
+            assert closed is not None
+            assert closed.code == 1001
 
 
 @pytest.mark.trio

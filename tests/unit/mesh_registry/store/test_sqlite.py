@@ -87,10 +87,59 @@ async def test_concurrent_fetches_never_get_the_same_key_and_share_commits(tmp_p
     store = opened(tmp_path / "registry.db")
     await store.register(registration())
     await store.put_prekeys(upload(200))
-    before = store.commits
+    before = store.vitals.commits.count
     got = await asyncio.gather(*(taken(store) for _ in range(300)))
     assert sorted(key for key in got if key is not None) == list(range(200))
-    assert store.commits - before < 10
+    assert store.vitals.commits.count - before < 10
+    await store.close()
+
+
+async def counted(store: SqliteStore) -> tuple[int, int]:
+    while (supply := store.supply()) is None:
+        await asyncio.sleep(0.001)
+    return supply.left, supply.agents_without
+
+
+async def test_the_supply_is_counted_anew_after_a_restart_and_goes_on_from_there(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    await store.register(registration())
+    await store.put_prekeys(upload(3))
+    await taken(store)
+    assert await counted(store) == (2, 0)
+    await store.close()
+    store = opened(tmp_path / "registry.db")
+    await taken(store)
+    assert await counted(store) == (1, 0)
+    await taken(store)
+    assert await counted(store) == (0, 1)
+    await store.close()
+
+
+async def test_a_change_that_fails_leaves_the_numbers_as_they_were_and_shows(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    await store.register(registration())
+    await store.put_prekeys(upload(3))
+    results = await asyncio.gather(
+        taken(store), store.register(registration("did:a:\ud800")), taken(store), return_exceptions=True
+    )
+    assert isinstance(results[1], StoreFailed)
+    assert await counted(store) == (1, 0)
+    assert await store.count() == 1
+    assert store.vitals.commit_failures == 1
+    await store.close()
+
+
+async def test_only_a_change_shows_that_the_disk_works_again(tmp_path: Path) -> None:
+    store = opened(tmp_path / "registry.db")
+    with pytest.raises(StoreFailed):
+        await store.register(registration("did:a:\ud800"))
+    assert not store.vitals.healthy
+    commits = store.vitals.commits.count
+    await store.record_proofs([])
+    assert not store.vitals.healthy
+    await store.check()
+    assert store.vitals.healthy
+    assert store.vitals.commits.count == commits + 1
     await store.close()
 
 
