@@ -4,13 +4,14 @@ A :class:`Recipe` says how one program is called and when its output counts as a
 :mod:`meshlib.responder.runtimes.presets` are recipes.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
+
 from meshlib.errors import InvalidValue
+from meshlib.responder.runtimes.outbox import collect
 from meshlib.responder.runtimes.processes import Finished, Workplace, run, scrubbed, workplace
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
@@ -19,10 +20,6 @@ from meshlib.wire.envelopes import Telemetry
 
 HOPS_VARIABLE = "MESH_HOPS"
 """Tells tools how often the work has been passed on already."""
-ARTIFACTS = 20
-"""Files an answer may bring."""
-ARTIFACT_BYTES = 64 * 1024 * 1024
-"""Bytes of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +97,9 @@ class CommandRuntime:
             }
             prompt = prompt_for(task).encode("utf-8", "replace")
             finished = await run(call.argv, folder=place.work, environment=environment, stdin=prompt)
-            return self._outcome(finished, place, task)
+            return await self._outcome(finished, place, task)
 
-    def _outcome(self, finished: Finished, place: Workplace, task: Task) -> Outcome:
+    async def _outcome(self, finished: Finished, place: Workplace, task: Task) -> Outcome:
         if finished.overflowed:
             return Failed("the agent's answer was far too long", f"{self.name} printed without end and was stopped")
         said = self._recipe.read(finished, place)
@@ -113,23 +110,10 @@ class CommandRuntime:
             self._keep_reasoning(task.id, reasoning)
         if not answer:
             return Failed("the agent gave an empty answer", f"{self.name} exited with 0 and said nothing")
-        return Done(answer, said.telemetry, self._collect(place), reasoning)
-
-    def _collect(self, place: Workplace) -> tuple[Path, ...]:
-        """Move the files that belong to the answer out of the folder that is about to go."""
-        if self._spool is None:
-            return ()
-        found = sorted(path for path in place.outbox.iterdir() if path.is_file() and not path.is_symlink())
-        kept: list[Path] = []
-        room = ARTIFACT_BYTES
-        for path in found[:ARTIFACTS]:
-            room -= path.stat().st_size
-            if room < 0:
-                break
-            self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self._spool))
-            kept.append(Path(shutil.move(path, folder / path.name)))
-        return tuple(kept)
+        files: tuple[Path, ...] = ()
+        if self._spool is not None:
+            files = await anyio.to_thread.run_sync(collect, place, self._spool)
+        return Done(answer, said.telemetry, files, reasoning)
 
 
 def any_command(argv: Sequence[str]) -> Recipe:

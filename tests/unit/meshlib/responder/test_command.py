@@ -145,6 +145,51 @@ print('see the chart')
     assert chart.is_relative_to(tmp_path / "spool")
 
 
+async def files_of(code, tmp_path):
+    """What a program brings with its answer when it does ``code`` to its folders; a folder of ours stays as it is."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "key").write_text("secret")
+    outcome = await python(f"import os; ours = {str(ours)!r}; {code}; print('done')", spool=tmp_path / "spool").run(
+        task()
+    )
+    assert isinstance(outcome, Done)
+    assert outcome.content == "done"
+    assert (ours / "key").read_text() == "secret"
+    return {path.name: path.read_text() for path in outcome.artifacts}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.rmdir('outbox'); os.symlink(ours, 'outbox')",
+        "os.rename('../work', '../other'); os.makedirs(ours + '/outbox'); os.symlink(ours, '../work')",
+        "os.symlink(ours + '/key', 'outbox/key')",
+        "os.link(ours + '/key', 'outbox/key')",
+        "os.mkfifo('outbox/key')",
+    ],
+    ids=["a link for the outbox", "a link for the folder around it", "a link", "a second link", "a pipe"],
+)
+async def test_no_file_from_elsewhere_belongs_to_an_answer(tmp_path, code):
+    assert await files_of(code, tmp_path) == {}
+
+
+@pytest.mark.parametrize("code", ["os.rmdir('outbox')", "os.rmdir('outbox'); open('outbox', 'w')"])
+async def test_an_answer_without_an_outbox_is_an_answer(tmp_path, code):
+    assert await files_of(code, tmp_path) == {}
+
+
+async def test_an_outbox_made_anew_counts(tmp_path):
+    assert await files_of("os.rmdir('outbox'); os.mkdir('outbox'); open('outbox/a', 'w').write('x')", tmp_path) == {
+        "a": "x"
+    }
+
+
+async def test_files_of_an_answer_have_names_that_can_travel(tmp_path):
+    names = await files_of(r"open(b'outbox/caf\xe9.txt', 'w').write('x'); open('outbox/tee', 'w')", tmp_path)
+    assert names == {"caf_.txt": "x", "tee": ""}
+
+
 # --- what stays ------------------------------------------------------------------------------------------------------
 
 TREE = """
