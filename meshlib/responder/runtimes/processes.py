@@ -18,7 +18,8 @@ STDOUT_LIMIT = 4 * 1024 * 1024
 STDERR_LIMIT = 64 * 1024
 """Bytes of its complaints that are kept, the last ones."""
 END_SECONDS = 12.0
-"""How long the supervisor may take to end a tree: its three steps take nine."""
+"""How long the supervisor may take to end a tree: asking takes four, and who is killed dies at once. Beyond that
+the task ends without it, and it goes on killing."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 

@@ -254,6 +254,61 @@ async def test_an_answer_leaves_nothing_running(tmp_path):
     assert [pid for pid in map(int, here.read_text().split()) if alive(pid)] == []
 
 
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+async def test_a_command_that_kills_its_parent_leaves_nothing_running(tmp_path):
+    here = tmp_path / "pids"
+    kill = "os.kill(os.getppid(), 9); time.sleep(600)"
+    with anyio.fail_after(60):
+        outcome = await python(TREE.format(here=str(here), ignore=STUBBORN, then=kill)).run(task())
+    assert isinstance(outcome, Failed)
+    assert [pid for pid in map(int, here.read_text().split()) if alive(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+async def test_a_command_that_kills_its_grandparent_leaves_nothing_running(tmp_path):
+    here = tmp_path / "pids"
+    kill = """
+above = open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1]
+assert 'supervisor' in open(f'/proc/{above}/cmdline').read()
+os.kill(int(above), 9)
+time.sleep(600)
+"""
+    with anyio.fail_after(60):
+        outcome = await python(TREE.format(here=str(here), ignore=PATIENT, then=kill)).run(task())
+    assert isinstance(outcome, Failed)
+    assert [pid for pid in map(int, here.read_text().split()) if alive(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
+async def test_what_forks_and_exits_again_and_again_does_not_outlive_its_answer(tmp_path):
+    beat = tmp_path / "beat"
+    code = f"""
+import os, signal, time
+end = time.time() + 60
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    os.closerange(0, 3)
+    while time.time() < end:
+        if os.fork():
+            os._exit(0)
+        os.close(os.open({str(beat)!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
+        os.utime({str(beat)!r})
+    os._exit(0)
+while not os.path.exists({str(beat)!r}):
+    time.sleep(0.01)
+print('42')
+"""
+    assert isinstance(await answer(code), Done)
+    last = beat.stat().st_mtime_ns
+    with anyio.move_on_after(0.5):
+        await until(lambda: beat.stat().st_mtime_ns != last)
+    assert beat.stat().st_mtime_ns == last
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ON_LINUX, reason="only Linux tells who descends from whom")
 def test_a_responder_that_is_killed_leaves_nothing_running(tmp_path):
@@ -287,9 +342,9 @@ async def test_many_tasks_at_once_do_not_disturb_each_other():
     assert sorted(outcome.content for outcome in outcomes) == sorted(map(str, range(8)))
 
 
-def test_the_supervisor_takes_less_long_than_it_is_given():
+def test_the_supervisor_asks_for_less_long_than_it_is_given():
     steps = sum(patience for _, patience in _steps())
-    assert steps < processes.END_SECONDS
+    assert 2 * steps < processes.END_SECONDS
 
 
 def _steps():
