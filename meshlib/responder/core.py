@@ -7,8 +7,10 @@ Owns the rule that a task is answered once, whatever is repeated, cancelled or k
 :mod:`meshlib.responder.service` and :mod:`meshlib.responder.runtimes`.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from meshlib.buckets import Buckets, Rate
 from meshlib.clock import Instant
@@ -44,6 +46,7 @@ KEYS = 10_000
 RESEND_AFTER = 20.0
 """Seconds until an answer the outbox had no room for is offered to it again."""
 
+_HALF = re.compile("[\ud800-\udfff]")
 _TAKEN = ("task_request", "task_cancel", "mesh:ping")
 
 
@@ -400,7 +403,7 @@ class ResponderCore:
         return TaskResponse(
             request_id=request_id,
             content=content,
-            artifacts=tuple(Artifact(path.name, path.name) for path in done.artifacts),
+            artifacts=tuple(Artifact(name, name) for name in map(_name, done.artifacts)),
             telemetry=done.telemetry,
             from_agent=self._name,
             timestamp=timestamp(now.utc),
@@ -457,3 +460,8 @@ class ResponderCore:
                 self._changes.jobs[job.key] = None
                 self._kept_bytes -= job.size
                 surplus -= 1
+
+
+def _name(file: Path) -> str:
+    """A file's name as text: names are bytes, and those that are no UTF-8 cannot travel as they are."""
+    return _HALF.sub("_", file.name)

@@ -33,6 +33,10 @@ from meshlib.wire.envelopes import TaskResponse, write_envelope
 
 log = logging.getLogger("meshlib.responder")
 
+STOP_SECONDS = 30.0
+"""How long tasks that were told to stop may take: a tree of processes twelve, and its folders are removed then. What
+takes longer is left to itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -137,7 +141,8 @@ class Responder:
                     await self._until_idle()
                 for scope in self._running.values():
                     scope.cancel()
-                await self._until_idle()
+                with anyio.move_on_after(STOP_SECONDS):
+                    await self._until_idle()
             self._tasks.cancel_scope.cancel()
             swallowed = await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         finally:
@@ -215,11 +220,11 @@ class Responder:
             return
         try:
             await anyio.to_thread.run_sync(self._journal.save, changes)
-        except StoreError as error:
+        except Exception as error:
             # The core is ahead of the journal now: to go on would answer what nobody remembers having been asked.
-            self._broken = error
+            self._broken = error if isinstance(error, MeshError) else StoreError("the journal of tasks has failed")
             self.stop()
-            raise
+            raise self._broken from error
         for job in changes.jobs.values():
             if job is not None and job.state is JobState.WAITING:
                 self._watch(Note(job.sender, job.request_id, "waiting"))
@@ -257,23 +262,21 @@ class Responder:
 
     async def _run(self, job: Job) -> None:
         core = self._open()
-        self._watch(Note(job.sender, job.request_id, "started"))
         started = time.monotonic()
         outcome: Outcome | None = None
-        with self._running[job.key]:
-            outcome = await self._outcome(job)
-        if isinstance(outcome, Done) and core.is_running(job.key):
-            await self._send_files(job, outcome)
-        seconds = time.monotonic() - started
-        match outcome:
-            case Done():
-                self._watch(Note(job.sender, job.request_id, "answered", seconds))
-            case Failed():
-                detail = f"{outcome.reason} {outcome.detail}".strip()
-                self._watch(Note(job.sender, job.request_id, "failed", seconds, detail))
-            case None:
-                self._watch(Note(job.sender, job.request_id, "failed", seconds, "stopped"))
         try:
+            self._watch(Note(job.sender, job.request_id, "started"))
+            with self._running[job.key]:
+                outcome = await self._outcome(job)
+            seconds = time.monotonic() - started
+            match outcome:
+                case Done():
+                    self._watch(Note(job.sender, job.request_id, "answered", seconds))
+                case Failed():
+                    detail = f"{outcome.reason} {outcome.detail}".strip()
+                    self._watch(Note(job.sender, job.request_id, "failed", seconds, detail))
+                case None:
+                    self._watch(Note(job.sender, job.request_id, "failed", seconds, "stopped"))
             await self._step(lambda: core.finished(job.key, outcome, self._now()))
         except MeshError as error:
             log.error("the responder has stopped: %s", error)
@@ -285,16 +288,18 @@ class Responder:
     async def _outcome(self, job: Job) -> Outcome:
         seconds_left = max(0.1, job.overdue_at - self._now().utc)
         task = Task(job.request_id, job.content, job.sender, job.sender_name, job.hops, seconds_left)
+        outcome: Outcome = Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
         try:
             with anyio.move_on_after(seconds_left):
                 outcome = await self._runtime.run(task)
                 if isinstance(outcome, Done) and not outcome.content.strip():
-                    return Failed("the agent gave an empty answer")
-                return outcome
-            return Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
+                    outcome = Failed("the agent gave an empty answer")
+            if isinstance(outcome, Done) and self._open().is_running(job.key):
+                await self._send_files(job, outcome)
         except Exception:  # the runtime is foreign code: whatever it raises is no answer, and no end of the responder
             log.exception("the runtime %s failed", self._runtime.name)
             return Failed("the agent failed while it worked on the task", "its log says where")
+        return outcome
 
     # --- files -------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """The responder against real servers, on both event loops."""
 
+import os
 import threading
 import uuid
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import anyio
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from meshlib import AgentNotFound, ClientConfig, MeshClient, StoreError, TaskFailed, TaskState, TaskUnfinished
 from meshlib.responder import Policy, Responder, respond
 from meshlib.responder.journal import MemoryJournal
+from meshlib.responder.runtimes.function import as_runtime
 from meshlib.responder.runtimes.protocol import Done, Failed
 from meshlib.wire.envelopes import Pong, TaskResponse, read_envelope
 
@@ -76,6 +79,43 @@ async def test_what_a_runtime_raises_is_no_answer(servers, caplog):
             await parent.request(analyst.did, "?", timeout=PATIENCE)
         assert "secret" not in failed.value.content
         assert "secret path" in caplog.text  # the operator sees it
+
+
+async def test_an_answer_whose_files_are_none_is_a_failure_and_no_end_of_the_responder(servers):
+    runtime = {"first": Done("see the file", artifacts=(42,)), "second": Done("42")}
+    async with answering(servers, lambda task: runtime[task.content]) as (parent, analyst):
+        with pytest.raises(TaskFailed) as failed:
+            await parent.request(analyst.did, "first", timeout=PATIENCE)
+        assert failed.value.error == "failed"
+        assert (await parent.request(analyst.did, "second", timeout=PATIENCE)).content == "42"
+
+
+async def test_a_file_whose_name_is_no_text_is_no_end_of_the_responder(servers, tmp_path):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    file.write_text("x")
+    name, parent_name = unique("analyst"), unique("parent")
+    async with agents(servers, parent_name) as (parent,), agents(servers, name, store=tmp_path / name) as (analyst,):
+        runtime = {"first": Done("see the file", artifacts=(file,)), "second": Done("42")}
+        async with Responder(analyst, as_runtime(lambda task: runtime[task.content]), Policy(everyone=True)):
+            with suppress(TaskFailed):
+                answer = await parent.request(name, "first", timeout=PATIENCE)
+                assert [artifact.name for artifact in answer.artifacts] == ["caf_.txt"]
+            assert (await parent.request(name, "second", timeout=PATIENCE)).content == "42"
+
+
+async def test_a_journal_that_fails_in_its_own_way_ends_the_responder(servers):
+    class Broken(MemoryJournal):
+        def save(self, changes):
+            raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+
+    name = unique("analyst")
+    async with (
+        agents(servers, unique("parent"), name) as (parent, analyst),
+        Responder(analyst, AlwaysFortyTwo(), Policy(tasks_from=(parent.did,)), journal=Broken()) as responder,
+    ):
+        await parent.send(analyst.did, "what is 6 times 7?")
+        with pytest.raises(StoreError), anyio.fail_after(PATIENCE):
+            await responder.wait()
 
 
 async def test_a_task_that_takes_too_long_is_stopped_and_said_to_be(servers):
