@@ -46,7 +46,7 @@ SHELLS = tuple(
     f"meshlib.client.{name}"
     for name in ("bell", "mesh", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
-RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs", "policy"))
+RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "answers", "jobs", "policy"))
 RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
@@ -160,6 +160,7 @@ TABLE = {
     "responder cores": Row(
         RESPONDER_CORES,
         (*IDENTITY, *WIRE, *CORE_VALUES, "meshlib.responder.runtimes.protocol"),
+        ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE, "logging"),
     ),
     "responder stores": Row(

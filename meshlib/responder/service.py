@@ -115,7 +115,8 @@ class Responder:
             self._journal = await anyio.to_thread.run_sync(opening)
         try:
             saved = await anyio.to_thread.run_sync(self._journal.load)
-            self._core = ResponderCore(config.name or "", self._policy, givers, saved, self._now())
+            room = config.limits.payload
+            self._core = ResponderCore(config.name or "", self._policy, givers, saved, self._now(), room)
             self._tasks = await anyio.create_task_group().__aenter__()
             await self._step()
             self._tasks.start_soon(self._keep_time)
@@ -238,6 +239,11 @@ class Responder:
             await self._client.send(letter.peer, write_envelope(envelope), message_id=letter.id)
         except QueueFull:
             accepted = False
+        except InvalidValue as error:
+            log.warning("an answer to %s cannot be sent: %s", letter.peer, error)
+            if letter.answers is not None:
+                core.unsendable(letter.answers, self._now())
+            return
         except MeshError as error:
             # The client has stopped, or is being left. What is not in the outbox is sent by the next start.
             log.warning("cannot answer %s: %s", letter.peer, error)

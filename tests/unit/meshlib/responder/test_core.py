@@ -6,7 +6,8 @@ import pytest
 
 from meshlib.clock import Instant
 from meshlib.identity import Did
-from meshlib.responder.core import ANSWER_LIMIT, REFUSALS, Draining, ResponderCore
+from meshlib.responder.answers import ANSWER_LIMIT
+from meshlib.responder.core import REFUSALS, Draining, ResponderCore
 from meshlib.responder.jobs import JobState
 from meshlib.responder.policy import AfterCrash, Policy
 from meshlib.responder.runtimes.protocol import Done, Failed
@@ -269,6 +270,21 @@ def test_an_answer_too_long_for_a_message_is_cut_and_says_so():
     desk.take(ask())
     desk.finish(Done("x" * (ANSWER_LIMIT + 7)))
     assert desk.answers()[0].content.endswith("7 characters are left out]")
+
+
+def test_an_answer_the_client_will_never_take_becomes_a_word_about_it_once():
+    desk = Desk()
+    desk.take(ask())
+    desk.core.finished((PARENT, "r1"), Done("42"), desk.now)
+    desk.core.changes()
+    (letter,) = desk.core.letters()
+    desk.core.unsendable(letter.answers, desk.now)
+    desk.core.changes()
+    (letter,) = desk.core.letters()
+    assert (letter.envelope.ok, letter.envelope.error) == (False, "failed")
+    desk.core.unsendable(letter.answers, desk.now)
+    assert [job.state for job in desk.core.changes().jobs.values()] == [JobState.SENT]
+    assert desk.core.letters() == []
 
 
 # --- calling off -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,18 @@ async def test_what_a_runtime_raises_is_no_answer(servers, caplog):
         assert "secret path" in caplog.text  # the operator sees it
 
 
+@pytest.mark.parametrize("answer", ["x\ud800y", "\u4e2d" * 200_000], ids=["half a pair", "three bytes each"])
+async def test_any_text_is_an_answer_that_arrives(servers, tmp_path, answer):
+    name = unique("analyst")
+    async with (
+        agents(servers, unique("parent")) as (parent,),
+        agents(servers, name, store=tmp_path / name) as (analyst,),
+        Responder(analyst, as_runtime(lambda task: answer), Policy(everyone=True)),
+    ):
+        arrived = (await parent.request(name, "?", timeout=PATIENCE)).content
+    assert arrived == "x\ufffdy" or arrived.startswith("\u4e2d" * 100_000)
+
+
 async def test_an_answer_whose_files_are_none_is_a_failure_and_no_end_of_the_responder(servers):
     runtime = {"first": Done("see the file", artifacts=(42,)), "second": Done("42")}
     async with answering(servers, lambda task: runtime[task.content]) as (parent, analyst):
