@@ -6,7 +6,7 @@ decision to :mod:`meshlib.responder.core`.
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from meshlib.identity import Did
 from meshlib.responder.core import JobChanges, Letter, ResponderCore
 from meshlib.responder.jobs import Job, JobKey, JobState
 from meshlib.responder.journal import Journal, open_journal
+from meshlib.responder.outcomes import checked
 from meshlib.responder.policy import Policy
 from meshlib.responder.runtimes.function import Function, as_runtime
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Runtime, Task
@@ -70,6 +71,7 @@ class Responder:
         journal: where tasks are remembered. ``None``: beside the client's store, in memory if it has none.
         watch: told what becomes of each task.
         spool: folder of files that belong to answers, removed once they are sent. Files elsewhere are left alone.
+        keep_reasoning: told what the model thought, by task id; called in a worker thread.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Responder:
         journal: Journal | None = None,
         watch: Watch | None = None,
         spool: Path | None = None,
+        keep_reasoning: Callable[[str, str], None] | None = None,
     ) -> None:
         self._client = client
         self._runtime = runtime
@@ -88,6 +91,7 @@ class Responder:
         self._journal = journal
         self._watch = watch or (lambda note: None)
         self._spool = spool
+        self._keep_reasoning = keep_reasoning
         self._core: ResponderCore | None = None
         self._tasks: TaskGroup | None = None
         self._turn = anyio.Lock()
@@ -297,20 +301,33 @@ class Responder:
         outcome: Outcome = Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
         try:
             with anyio.move_on_after(seconds_left):
-                outcome = await self._runtime.run(task)
-                if isinstance(outcome, Done) and not outcome.content.strip():
-                    outcome = Failed("the agent gave an empty answer")
-            if isinstance(outcome, Done) and self._open().is_running(job.key):
+                returned = await self._runtime.run(task)
+                outcome = await anyio.to_thread.run_sync(self._checked, task, returned, abandon_on_cancel=True)
+            if isinstance(outcome, Done):
                 await self._send_files(job, outcome)
         except Exception:  # the runtime is foreign code: whatever it raises is no answer, and no end of the responder
             log.exception("the runtime %s failed", self._runtime.name)
             return Failed("the agent failed while it worked on the task", "its log says where")
         return outcome
 
+    def _checked(self, task: Task, returned: Outcome) -> Outcome:
+        outcome, reasoning = checked(returned)
+        if isinstance(returned, Done) and isinstance(outcome, Failed):
+            self._drop(returned.artifacts)
+        if reasoning and self._keep_reasoning is not None:
+            try:
+                self._keep_reasoning(task.id, reasoning)
+            except OSError as error:
+                log.warning("what was thought about %s cannot be kept: %s", task.id, error.strerror)
+        return outcome
+
     # --- files -------------------------------------------------------------------------------------------------------
 
     async def _send_files(self, job: Job, done: Done) -> None:
         """Have the files of an answer sent. They are noted before the answer is: it does not speak of lost ones."""
+        if not self._open().is_running(job.key):  # called off meanwhile
+            self._drop(done.artifacts)
+            return
         for path in done.artifacts:
             try:
                 receipt = await self._client.send_file(
@@ -318,6 +335,7 @@ class Responder:
                 )
             except MeshError as error:
                 log.warning("a file of an answer to %s is not sent: %s", job.sender, error)
+                self._drop([path])
             else:
                 self._remove_when_sent(receipt)
 
@@ -334,11 +352,17 @@ class Responder:
 
     def _remove_when_sent(self, receipt: FileReceipt) -> None:
         def look(receipt: FileReceipt) -> None:
-            if receipt.state in FINAL and self._spool is not None and receipt.path.is_relative_to(self._spool):
-                _remove(receipt.path)
+            if receipt.state in FINAL:
+                self._drop([receipt.path])
 
         receipt.watch(look)
         look(receipt)
+
+    def _drop(self, files: Iterable[Path]) -> None:
+        """Remove files of the spool that are not needed any more; others are not ours."""
+        for path in files:
+            if self._spool is not None and path.is_relative_to(self._spool):
+                _remove(path)
 
     # --- small verbs -------------------------------------------------------------------------------------------------
 

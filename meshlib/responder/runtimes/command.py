@@ -15,7 +15,6 @@ from meshlib.responder.runtimes.outbox import collect
 from meshlib.responder.runtimes.processes import Finished, Workplace, run, scrubbed, workplace
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
-from meshlib.responder.runtimes.reasoning import without_reasoning
 from meshlib.wire.envelopes import Telemetry
 
 HOPS_VARIABLE = "MESH_HOPS"
@@ -24,7 +23,7 @@ HOPS_VARIABLE = "MESH_HOPS"
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a program said, before the thinking is taken out of it."""
+    """What a program said."""
 
     text: str
     telemetry: Telemetry = Telemetry()  # noqa: RUF009 - frozen
@@ -59,7 +58,6 @@ class CommandRuntime:
         environment: where the variables that are let through come from.
         let_through: their names.
         spool: folder that takes files which belong to answers. ``None``: such files are left behind.
-        keep_reasoning: told what the model thought, by task id.
     """
 
     def __init__(
@@ -69,13 +67,11 @@ class CommandRuntime:
         let_through: Sequence[str] = (),
         *,
         spool: Path | None = None,
-        keep_reasoning: Callable[[str, str], None] | None = None,
     ) -> None:
         self._recipe = recipe
         self._environment = environment
         self._let_through = tuple(let_through)
         self._spool = spool
-        self._keep_reasoning = keep_reasoning
 
     @property
     def name(self) -> str:
@@ -97,23 +93,20 @@ class CommandRuntime:
             }
             prompt = prompt_for(task).encode("utf-8", "replace")
             finished = await run(call.argv, folder=place.work, environment=environment, stdin=prompt)
-            return await self._outcome(finished, place, task)
+            return await self._outcome(finished, place)
 
-    async def _outcome(self, finished: Finished, place: Workplace, task: Task) -> Outcome:
+    async def _outcome(self, finished: Finished, place: Workplace) -> Outcome:
         if finished.overflowed:
             return Failed("the agent's answer was far too long", f"{self.name} printed without end and was stopped")
         said = self._recipe.read(finished, place)
         if isinstance(said, Failed):
             return said
-        answer, reasoning = without_reasoning(said.text)
-        if reasoning and self._keep_reasoning is not None:
-            self._keep_reasoning(task.id, reasoning)
-        if not answer:
+        if not said.text.strip():
             return Failed("the agent gave an empty answer", f"{self.name} exited with 0 and said nothing")
         files: tuple[Path, ...] = ()
         if self._spool is not None:
             files = await anyio.to_thread.run_sync(collect, place, self._spool)
-        return Done(answer, said.telemetry, files, reasoning)
+        return Done(said.text.strip(), said.telemetry, files)
 
 
 def any_command(argv: Sequence[str]) -> Recipe:

@@ -1,7 +1,7 @@
 """Runtimes by what an operator calls them."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meshlib.errors import InvalidValue
@@ -25,7 +25,6 @@ def runtime_named(
     let_through: Sequence[str] = (),
     *,
     spool: Path | None = None,
-    keep_reasoning: Callable[[str, str], None] | None = None,
 ) -> Runtime:
     """A runtime by its name, an endpoint by its URL, or a command by its arguments.
 
@@ -35,7 +34,6 @@ def runtime_named(
         environment: where the variables that are let through come from.
         let_through: names of variables the runtime may see.
         spool: folder for files that belong to answers.
-        keep_reasoning: told what a model thought, by task id.
     Raises:
         InvalidValue: there is no such runtime, or it cannot work as it is asked for.
     """
@@ -47,11 +45,11 @@ def runtime_named(
         shape = Shape.TASK if options.model is None else Shape.CHAT
         return HttpRuntime(Endpoint(name, shape, options.model, headers))
     elif name == IN_PROCESS:
-        return HermesRuntime(options, keep_reasoning)
+        return HermesRuntime(options)
     else:
         recipe = preset(name, options)
         _find(options.program or PROGRAMS.get(name, name), environment)
-    return CommandRuntime(recipe, environment, let_through, spool=spool, keep_reasoning=keep_reasoning)
+    return CommandRuntime(recipe, environment, let_through, spool=spool)
 
 
 def _find(program: str, environment: Mapping[str, str]) -> None:

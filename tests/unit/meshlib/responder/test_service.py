@@ -70,6 +70,49 @@ async def test_no_answer_is_a_failure_that_tells_the_peer_nothing_of_ours(server
         assert "10.0.0.7" not in failed.value.content
 
 
+async def test_thoughts_of_any_runtime_stay_here_and_so_do_those_in_reasons(servers):
+    kept = []
+    runtime = {
+        "answer": "<think>the key is 4711</think>42",
+        "reason": Failed("<think>the key is 4711</think>the model is gone"),
+        "nothing else": Done("<think>the key is 4711"),
+    }
+    name = unique("analyst")
+    async with (
+        agents(servers, unique("parent"), name) as (parent, analyst),
+        Responder(
+            analyst,
+            as_runtime(lambda task: runtime[task.content]),
+            Policy(everyone=True),
+            keep_reasoning=lambda *thought: kept.append(thought),
+        ),
+    ):
+        assert (await parent.request(name, "answer", timeout=PATIENCE)).content == "42"
+        for content, told in (("reason", "the model is gone"), ("nothing else", "the agent gave an empty answer")):
+            with pytest.raises(TaskFailed) as failed:
+                await parent.request(name, content, timeout=PATIENCE)
+            assert failed.value.content == told
+    assert [thought for _, thought in kept] == ["the key is 4711"] * 3
+
+
+async def test_files_of_what_becomes_no_answer_are_removed(servers, tmp_path):
+    spool, elsewhere = tmp_path / "spool", tmp_path / "elsewhere"
+    files = (spool / "one" / "file", elsewhere / "file")
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("x")
+    name = unique("analyst")
+    async with (
+        agents(servers, unique("parent"), name) as (parent, analyst),
+        Responder(analyst, as_runtime(lambda task: Done(" ", artifacts=files)), Policy(everyone=True), spool=spool),
+    ):
+        files[0].parent.mkdir(exist_ok=True)
+        files[0].write_text("x")
+        with pytest.raises(TaskFailed):
+            await parent.request(name, "?", timeout=PATIENCE)
+        assert [file.exists() for file in files] == [False, True]
+
+
 async def test_what_a_runtime_raises_is_no_answer(servers, caplog):
     def work(task):
         raise RuntimeError("secret path")
