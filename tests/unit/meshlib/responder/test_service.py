@@ -1,5 +1,6 @@
 """The responder against real servers, on both event loops."""
 
+import json
 import os
 import threading
 import uuid
@@ -49,6 +50,13 @@ async def test_five_lines_make_an_agent_that_answers(servers):
     async with answering(servers, lambda task: task.content.upper()) as (parent, analyst):
         answer = await parent.request(analyst.did, "loud", timeout=PATIENCE)
         assert answer.content == "LOUD"
+
+
+@pytest.mark.parametrize("kind", ["Point", "task_response", "task_request"])
+async def test_a_task_about_json_with_a_type_is_a_task(servers, kind):
+    async with answering(servers, lambda task: task.content) as (parent, analyst):
+        content = json.dumps({"type": kind, "content": "x"})
+        assert (await parent.request(analyst.did, content, timeout=PATIENCE)).content == content
 
 
 async def test_a_coroutine_function_answers_as_well(servers):
