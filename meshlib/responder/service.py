@@ -5,6 +5,7 @@ decision to :mod:`meshlib.responder.core`.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -90,7 +91,7 @@ class Responder:
         self._policy = policy
         self._journal = journal
         self._watch = watch or (lambda note: None)
-        self._spool = spool
+        self._spool = None if spool is None else Path(os.path.abspath(spool))  # as transfers name their files
         self._keep_reasoning = keep_reasoning
         self._core: ResponderCore | None = None
         self._tasks: TaskGroup | None = None
@@ -360,9 +361,9 @@ class Responder:
 
     def _drop(self, files: Iterable[Path]) -> None:
         """Remove files of the spool that are not needed any more; others are not ours."""
-        for path in files:
-            if self._spool is not None and path.is_relative_to(self._spool):
-                _remove(path)
+        for path in map(os.path.abspath, files):
+            if self._spool is not None and Path(path).is_relative_to(self._spool):
+                _remove(Path(path))
 
     # --- small verbs -------------------------------------------------------------------------------------------------
 

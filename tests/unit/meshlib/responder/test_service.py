@@ -15,7 +15,7 @@ from meshlib.responder import Policy, Responder, respond
 from meshlib.responder.journal import MemoryJournal
 from meshlib.responder.runtimes.function import as_runtime
 from meshlib.responder.runtimes.protocol import Done, Failed
-from meshlib.wire.envelopes import Pong, TaskResponse, read_envelope
+from meshlib.wire.envelopes import Pong, TaskRequest, TaskResponse, read_envelope, write_envelope
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -313,6 +313,33 @@ async def test_a_task_outlives_the_responder(servers, tmp_path):
                 while len(results) < 2:
                     await anyio.sleep(0.01)
     assert results == {"first": "lost", "second": "42"}
+
+
+async def test_files_on_their_way_outlive_the_responder_that_noted_them(servers, tmp_path, monkeypatch):
+    """The spool has a relative name, and the requester is away when one responder ends and another begins."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("spool/one/chart.svg")
+    file.parent.mkdir(parents=True)
+    requester_gone = anyio.Event()
+
+    async def draw(task):
+        file.write_bytes(bytes(2_000_000))
+        await requester_gone.wait()
+        return Done("see the chart", artifacts=(file,))
+
+    def responder():
+        return Responder(analyst, as_runtime(draw), Policy(everyone=True), spool=Path("spool"))
+
+    parent_name, name = unique("parent"), unique("analyst")
+    async with agents(servers, name, store=tmp_path / name) as (analyst,):
+        async with responder():
+            async with agents(servers, parent_name) as (parent,):
+                request = write_envelope(TaskRequest(request_id="r1", content="draw"))
+                await parent.send(analyst.did, request, wait="delivered")
+            requester_gone.set()
+        async with responder():
+            assert [receipt.path for receipt in analyst.transfers()] == [file.absolute()]
+            assert file.exists()
 
 
 async def test_two_responders_that_pass_everything_on_come_to_an_end(servers):
