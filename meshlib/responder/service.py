@@ -24,7 +24,7 @@ from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
 from meshlib.files.receipts import FINAL, FileReceipt
 from meshlib.identity import Did
-from meshlib.responder.core import JobChanges, Letter, ResponderCore
+from meshlib.responder.core import Draining, JobChanges, Letter, ResponderCore
 from meshlib.responder.jobs import Job, JobKey, JobState
 from meshlib.responder.journal import Journal, open_journal
 from meshlib.responder.outcomes import checked
@@ -101,6 +101,7 @@ class Responder:
         self._stopped = anyio.Event()
         self._running: dict[JobKey, anyio.CancelScope] = {}
         self._broken: MeshError | None = None
+        self._ended = False
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -140,15 +141,18 @@ class Responder:
         assert self._tasks is not None
         assert self._journal is not None
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
-        self._core.drain()
         try:
             with anyio.CancelScope(shield=True):
+                async with self._turn:  # a step that is on its way may start more
+                    self._core.drain()
                 with anyio.move_on_after(self._policy.grace):
                     await self._until_idle()
                 for scope in self._running.values():
                     scope.cancel()
                 with anyio.move_on_after(STOP_SECONDS):
                     await self._until_idle()
+                async with self._turn:
+                    self._ended = True
             self._tasks.cancel_scope.cancel()
             swallowed = await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         finally:
@@ -178,7 +182,7 @@ class Responder:
     def claims(self, sender: Did, payload: object) -> bool:
         """Whether a message is a task, or about one."""
         assert self._core is not None
-        return self._core.claims(sender, payload)
+        return not self._ended and self._core.claims(sender, payload)
 
     async def handle(self, message: Message) -> None:
         """Take a task. It is in the journal when this returns, and only then is its message acknowledged.
@@ -188,6 +192,8 @@ class Responder:
         """
         core = self._open()
         async with self._turn:
+            if self._ended:
+                raise Draining("the responder has ended")
             core.take(message.sender, message.id, message.payload, self._now())
             await self._save_and_send(core)
 
