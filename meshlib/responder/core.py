@@ -36,6 +36,9 @@ from meshlib.wire.envelopes import (
 
 PINGS = Rate(burst=10, per_second=0.2)
 """Pings of one peer that are answered."""
+REPEATS = Rate(burst=20, per_second=1 / 60)
+"""Repeated tasks of one peer that get a word or the stored answer again; beyond them they are dropped in silence, since
+an answer may be a thousand times as long as the question. Who asks again because of a crash does so a few times."""
 REFUSALS = Rate(burst=20, per_second=0.2)
 """Refusals one peer gets; beyond them its tasks are dropped in silence, so that refusing costs less than asking."""
 KEYS = 10_000
@@ -115,6 +118,7 @@ class ResponderCore:
         self._in_all = Buckets(Rate(policy.burst_in_all, 1 / policy.every_in_all), 1)
         self._pings = Buckets(PINGS, KEYS)
         self._refusals = Buckets(REFUSALS, KEYS)
+        self._repeats = Buckets(REPEATS, KEYS)
         self._changes = JobChanges()
         self._letters: list[Letter] = []
         self._starts: list[Job] = []
@@ -288,9 +292,13 @@ class ResponderCore:
 
     def _repeated(self, job: Job, message: MessageId, now: Instant) -> None:
         """A task that is known: its answer again, or that it is being worked on."""
+        if message == job.message and job.response is not None:
+            return  # it is the very same message, and the outbox has its answer
+        if not self._repeats.take(job.sender, now.monotonic):
+            return
         if job.response is None:
             self._say_received(job, now)
-        elif message != job.message:  # else it is the very same message, and the outbox has its answer
+        else:
             job = replace(job, message=message, state=JobState.ANSWERED)
             self._keep(job)
             self._offer(job)
