@@ -375,7 +375,7 @@ class BlockingDaemonClient:
         return list(self._ask(Discover(capability, limit)))
 
     def peers(self) -> list[Known]:
-        """Everybody we have talked to, the last first."""
+        """The 1,000 peers we have talked to last, the last first."""
         return list(self._ask(Peers()))
 
     def status(self) -> Standing:

@@ -1,8 +1,6 @@
 """One command at a time: started clean, fed, read within bounds, and ended with everything it started."""
 
 import os
-import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,6 +10,8 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
+
+from meshlib.responder.runtimes.removal import remove
 
 STDOUT_LIMIT = 4 * 1024 * 1024
 """Bytes a command may print. Sixteen times the longest answer: transcripts in JSON are longer than what they say."""
@@ -154,13 +154,7 @@ async def workplace() -> AsyncIterator[Workplace]:
         yield place
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(_remove, root)
-
-
-def _remove(root: Path) -> None:
-    for folder, _, _ in os.walk(root):  # a command may have taken its own permissions away
-        os.chmod(folder, stat.S_IRWXU, follow_symlinks=os.name == "nt")
-    shutil.rmtree(root, ignore_errors=True)
+            await anyio.to_thread.run_sync(remove, root)
 
 
 def scrubbed(environment: Mapping[str, str], place: Workplace, let_through: Sequence[str] = ()) -> dict[str, str]:
