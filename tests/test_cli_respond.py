@@ -107,6 +107,8 @@ def test_files_of_an_answer_arrive_and_leave_nothing_behind(
         (("--", "true"), {"KARS_MESH_WORKER_TIMEOUT_S": "soon"}, "seconds"),
         (("hermes-inprocess",), {}, "hermes-agent"),
         (("http://127.0.0.1/x", "--concurrency", "0"), {}, "positive"),
+        (("http://127.0.0.1/x", "--tools", "mesh"), {}, "leave out --tools"),
+        (("--tools", "own", "--model", "x", "--", "true"), {}, "leave out --model, --tools"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(

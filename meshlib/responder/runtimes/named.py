@@ -38,9 +38,11 @@ def runtime_named(
         InvalidValue: there is no such runtime, or it cannot work as it is asked for.
     """
     if not isinstance(name, str):
+        _refuse(options, "a command", "program", "model", "base_url", "api_key", "tools")
         recipe = any_command(name)
         _find(name[0], environment)
     elif name.startswith(("http://", "https://")):
+        _refuse(options, "an endpoint", "program", "base_url", "tools")
         headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         shape = Shape.TASK if options.model is None else Shape.CHAT
         return HttpRuntime(Endpoint(name, shape, options.model, headers))
@@ -50,6 +52,14 @@ def runtime_named(
         recipe = preset(name, options)
         _find(options.program or PROGRAMS.get(name, name), environment)
     return CommandRuntime(recipe, environment, let_through, spool=spool)
+
+
+def _refuse(options: Options, kind: str, *names: str) -> None:
+    """Refuse what would be ignored: an operator who locks or opens tools must not be left to believe it."""
+    given = [name for name in names if getattr(options, name) != getattr(Options(), name)]
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given).replace("--api-key", "--api-key-env")
+        raise InvalidValue(f"{kind} is called as it is: leave out {words}, or say it in its own way")
 
 
 def _find(program: str, environment: Mapping[str, str]) -> None:
