@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,7 @@ import pytest
 
 from meshlib import ClientConfig, MeshClient, TaskFailed
 from meshlib.responder.runtimes.named import NAMES
-from tests.commands import PATIENCE, Agent, Servers
+from tests.commands import PATIENCE, ROOT, Agent, Servers
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +67,13 @@ def test_nobody_may_give_tasks_unless_it_is_said(servers: Servers, agent: Callab
         assert process.said()["what"] == "refused"
 
 
+@pytest.mark.parametrize("relative", [False, True])
 def test_files_of_an_answer_arrive_and_leave_nothing_behind(
-    servers: Servers, agent: Callable[[str], Agent], tmp_path: Path
+    servers: Servers, agent: Callable[[str], Agent], tmp_path: Path, relative: bool
 ) -> None:
     analyst = agent("viz")
+    store = tmp_path / "viz store"
+    named = Path(os.path.relpath(store, ROOT)) if relative else store
     code = "open('outbox/chart.svg', 'w').write('<svg/>'); print('see the chart')"
 
     async def ask(did: str) -> str:
@@ -81,12 +85,14 @@ def test_files_of_an_answer_arrive_and_leave_nothing_behind(
             await message.ack()
             return str(message.payload["saved_to"])  # type: ignore[index]
 
-    with analyst.starting("respond", "--json", "--allow-everyone", "--", sys.executable, "-c", code) as process:
+    options = ("--json", "--allow-everyone", "--store", named)
+    with analyst.starting("respond", *options, "--", sys.executable, "-c", code) as process:
         saved_to = anyio.run(ask, process.said("err")["did"])
         assert Path(saved_to).read_text() == "<svg/>"
         process.signal(signal.SIGTERM)
         assert process.ended() == 0
-    assert [path for path in analyst.home.rglob("outgoing/*") if path.is_file()] == []
+    assert (store / "outgoing").is_dir()
+    assert [path for path in store.rglob("outgoing/**/*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,8 @@ def test_files_of_an_answer_arrive_and_leave_nothing_behind(
         (("--", "true"), {"KARS_MESH_WORKER_TIMEOUT_S": "soon"}, "seconds"),
         (("hermes-inprocess",), {}, "hermes-agent"),
         (("http://127.0.0.1/x", "--concurrency", "0"), {}, "positive"),
+        (("http://127.0.0.1/x", "--tools", "mesh"), {}, "leave out --tools"),
+        (("--tools", "own", "--model", "x", "--", "true"), {}, "leave out --model, --tools"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(

@@ -70,10 +70,10 @@ SHELLS = tuple(
     f"meshlib.client.{name}"
     for name in ("bell", "mesh", "logs", "handles", "routes", "requests", "verbs", "transport", "registry")
 )
-RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs", "policy"))
+RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "answers", "jobs", "policy"))
 RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
-RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
+RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.outcomes", "meshlib.responder.__init__")
 SHELLS += tuple(f"meshlib.files.{name}" for name in ("receipts", "receiver", "sender", "service"))
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
 DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))
@@ -189,6 +189,7 @@ TABLE = {
     "responder cores": Row(
         RESPONDER_CORES,
         (*IDENTITY, *WIRE, *CORE_VALUES, "meshlib.responder.runtimes.protocol"),
+        ("msgspec",),
         never=(*IO, *CLOCK_AND_CHANCE, "logging"),
     ),
     "responder stores": Row(

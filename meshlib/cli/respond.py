@@ -35,19 +35,26 @@ def respond(arguments: Namespace, environment: Mapping[str, str], console: Conso
     runtime = _runtime(arguments, environment, settings)
     policy = _policy(arguments, environment)
     config = replace(settings.client(), incoming=chosen_option(arguments, environment, "incoming"))
-    return anyio.run(_serve, config, runtime, policy, console)
+    return anyio.run(_serve, config, runtime, policy, _reasoning_log(arguments.reasoning_log), console)
 
 
-async def _serve(config: ClientConfig, runtime: Runtime, policy: Policy, console: Console) -> int:
+async def _serve(
+    config: ClientConfig,
+    runtime: Runtime,
+    policy: Policy,
+    keep_reasoning: Callable[[str, str], None] | None,
+    console: Console,
+) -> int:
     def watch(note: Note) -> None:
         _show(note, console)
 
+    spool = _spool(config.store)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             MeshClient(config) as client,
             # The tools of a model that works on a task are other processes of this identity.
             serve_daemon(client),
-            Responder(client, runtime, policy, watch=watch, spool=_spool(config.store)) as responder,
+            Responder(client, runtime, policy, watch=watch, spool=spool, keep_reasoning=keep_reasoning) as responder,
             anyio.create_task_group() as tasks,
         ):
 
@@ -128,7 +135,6 @@ def _runtime(arguments: Namespace, environment: Mapping[str, str], settings: Set
         environment,
         arguments.env,
         spool=_spool(settings.store),
-        keep_reasoning=_reasoning_log(arguments.reasoning_log),
     )
 
 

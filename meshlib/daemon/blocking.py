@@ -378,7 +378,7 @@ class BlockingDaemonClient:
         return list(self._ask(Discover(capability, limit)))
 
     def peers(self) -> list[Known]:
-        """Everybody we have talked to, the last first."""
+        """The 1,000 peers we have talked to last, the last first."""
         return list(self._ask(Peers()))
 
     def stats(self) -> ClientStats:

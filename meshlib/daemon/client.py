@@ -328,7 +328,7 @@ class DaemonClient:
         return [Agent(parse_did(one.did), one.capabilities, one.online, one.last_seen) for one in found]
 
     async def peers(self) -> list[PeerSummary]:
-        """Everybody we have talked to, the last first."""
+        """The 1,000 peers we have talked to last, the last first."""
         known = await self._ask(Peers())
         return [PeerSummary(parse_did(one.did), one.name, one.verified, one.undelivered) for one in known]
 

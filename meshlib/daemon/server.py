@@ -69,6 +69,8 @@ HELD = 1_000
 """Messages one connection may hold unconfirmed: as many as a client's inbox takes before it holds the relay back."""
 FILES = 1_000
 """Files sent by way of the daemon whose end can still be asked for, the newest."""
+PEERS = 1_000
+"""Peers told of, the last ones: they fit a line whatever they are called."""
 DRAIN_SECONDS = 5.0
 """For calls that should take milliseconds, when the daemon stops. Those that wait for peers end at once."""
 _PATIENT = (Receive, Follow, FollowFile, Request)
@@ -397,7 +399,7 @@ class _Connection:
                 await self._file(call.file).cancel()
             case Peers():
                 known = await client.peers()
-                return tuple(Known(one.did, one.name, one.verified, one.undelivered) for one in known)
+                return tuple(Known(one.did, one.name, one.verified, one.undelivered) for one in known[:PEERS])
             case Stats():
                 return await client.stats()
             case Trace():

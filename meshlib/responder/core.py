@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from meshlib.buckets import Buckets, Rate
 from meshlib.clock import Instant
+from meshlib.config import Limits
 from meshlib.errors import MalformedFrame, MeshError
 from meshlib.identity import Did
+from meshlib.responder.answers import Answers
 from meshlib.responder.jobs import Job, JobKey, JobState, answer_id
 from meshlib.responder.policy import AfterCrash, Policy
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome
 from meshlib.wire.encoding import MessageId, timestamp
 from meshlib.wire.envelopes import (
-    Artifact,
     Envelope,
     Ping,
     Pong,
@@ -33,10 +34,11 @@ from meshlib.wire.envelopes import (
     unwrapped,
 )
 
-ANSWER_LIMIT = 256 * 1024
-"""Characters of an answer. In JSON, whatever they are, they fit a message; what is longer is cut and says so."""
 PINGS = Rate(burst=10, per_second=0.2)
 """Pings of one peer that are answered."""
+REPEATS = Rate(burst=20, per_second=1 / 60)
+"""Repeated tasks of one peer that get a word or the stored answer again; beyond them they are dropped in silence, since
+an answer may be a thousand times as long as the question. Who asks again because of a crash does so a few times."""
 REFUSALS = Rate(burst=20, per_second=0.2)
 """Refusals one peer gets; beyond them its tasks are dropped in silence, so that refusing costs less than asking."""
 KEYS = 10_000
@@ -92,12 +94,20 @@ class ResponderCore:
         givers: the DIDs that may give tasks; ``None`` for everyone.
         saved: what the journal held.
         now: when we start.
+        room: bytes of a message as JSON.
     """
 
     def __init__(
-        self, name: str, policy: Policy, givers: Collection[Did] | None, saved: Iterable[Job], now: Instant
+        self,
+        name: str,
+        policy: Policy,
+        givers: Collection[Did] | None,
+        saved: Iterable[Job],
+        now: Instant,
+        room: int = Limits.payload,
     ) -> None:
         self._name = name
+        self._answers = Answers(name, room)
         self._policy = policy
         self._givers = None if givers is None else frozenset(givers)
         self._jobs: dict[JobKey, Job] = {}
@@ -108,6 +118,7 @@ class ResponderCore:
         self._in_all = Buckets(Rate(policy.burst_in_all, 1 / policy.every_in_all), 1)
         self._pings = Buckets(PINGS, KEYS)
         self._refusals = Buckets(REFUSALS, KEYS)
+        self._repeats = Buckets(REPEATS, KEYS)
         self._changes = JobChanges()
         self._letters: list[Letter] = []
         self._starts: list[Job] = []
@@ -126,7 +137,7 @@ class ResponderCore:
                 self._listen(job, now)
             case JobState.RUNNING:
                 self._answer(
-                    job, self._no(job.request_id, "lost", "the agent was restarted while it worked on it", now)
+                    job, self._answers.no(job.request_id, "lost", "the agent was restarted while it worked on it", now)
                 )
             case JobState.WAITING:
                 self._listen(job, now)
@@ -281,9 +292,13 @@ class ResponderCore:
 
     def _repeated(self, job: Job, message: MessageId, now: Instant) -> None:
         """A task that is known: its answer again, or that it is being worked on."""
+        if message == job.message and job.response is not None:
+            return  # it is the very same message, and the outbox has its answer
+        if not self._repeats.take(job.sender, now.monotonic):
+            return
         if job.response is None:
             self._say_received(job, now)
-        elif message != job.message:  # else it is the very same message, and the outbox has its answer
+        else:
             job = replace(job, message=message, state=JobState.ANSWERED)
             self._keep(job)
             self._offer(job)
@@ -294,7 +309,7 @@ class ResponderCore:
             return
         if job.state is JobState.RUNNING:
             self._stops.append(key)
-        self._answer(job, self._no(job.request_id, "cancelled", "the task was called off", now))
+        self._answer(job, self._answers.no(job.request_id, "cancelled", "the task was called off", now))
         self._start_next(now)
 
     # --- work --------------------------------------------------------------------------------------------------------
@@ -306,11 +321,11 @@ class ResponderCore:
         if job is not None and job.state is JobState.RUNNING:
             match outcome:
                 case Done():
-                    self._answer(job, self._yes(job.request_id, outcome, now))
+                    self._answer(job, self._answers.yes(job.request_id, outcome, now))
                 case Failed():
-                    self._answer(job, self._no(job.request_id, outcome.error, outcome.reason, now))
+                    self._answer(job, self._answers.no(job.request_id, outcome.error, outcome.reason, now))
                 case None if self._policy.after_crash is AfterCrash.FAIL:
-                    self._answer(job, self._no(job.request_id, "lost", "the agent was shut down", now))
+                    self._answer(job, self._answers.no(job.request_id, "lost", "the agent was shut down", now))
                 case None:
                     pass  # it stays as it is, and the next start runs it again
         self._start_next(now)
@@ -325,6 +340,17 @@ class ResponderCore:
             self._forget_old(now)
         else:
             self._resend_at = now.monotonic + RESEND_AFTER
+
+    def unsendable(self, key: JobKey, now: Instant) -> None:
+        """The client will never take an answer. Whoever waits for it is told, unless that is refused as well."""
+        job = self._jobs.get(key)
+        if job is None or job.response is None or job.state is not JobState.ANSWERED:
+            return
+        if not job.response.ok:
+            self._keep(replace(job, state=JobState.SENT))
+            return
+        self._kept_bytes -= job.size
+        self._answer(job, self._answers.no(job.request_id, "failed", "the agent's answer cannot be sent", now))
 
     def drain(self) -> None:
         """Take no more tasks and start none."""
@@ -344,7 +370,9 @@ class ResponderCore:
     def _speak(self, job: Job, clock: _Clock, now: Instant) -> None:
         if job.state is JobState.WAITING:
             if job.overdue_at <= now.utc:
-                self._answer(job, self._no(job.request_id, "timeout", "its time was over before its turn came", now))
+                self._answer(
+                    job, self._answers.no(job.request_id, "timeout", "its time was over before its turn came", now)
+                )
                 return
             clock.speak_at = self._next_word(job, now)
             self._say_received(job, now)
@@ -362,7 +390,9 @@ class ResponderCore:
             if job.state is not JobState.WAITING or job.key in self._occupied:
                 continue
             if job.overdue_at <= now.utc:
-                self._answer(job, self._no(job.request_id, "timeout", "its time was over before its turn came", now))
+                self._answer(
+                    job, self._answers.no(job.request_id, "timeout", "its time was over before its turn came", now)
+                )
                 continue
             job = replace(job, state=JobState.RUNNING)
             self._keep(job)
@@ -392,33 +422,9 @@ class ResponderCore:
         message = answer_id(job.sender, job.message, "answer")
         self._letters.append(Letter(job.sender, job.response, message, job.key))
 
-    def _yes(self, request_id: str, done: Done, now: Instant) -> TaskResponse:
-        content = done.content
-        if len(content) > ANSWER_LIMIT:
-            left_out = len(content) - ANSWER_LIMIT
-            content = f"{content[:ANSWER_LIMIT]}\n[the answer was cut here: {left_out} characters are left out]"
-        return TaskResponse(
-            request_id=request_id,
-            content=content,
-            artifacts=tuple(Artifact(path.name, path.name) for path in done.artifacts),
-            telemetry=done.telemetry,
-            from_agent=self._name,
-            timestamp=timestamp(now.utc),
-        )
-
-    def _no(self, request_id: str, error: str, why: str, now: Instant) -> TaskResponse:
-        return TaskResponse(
-            request_id=request_id,
-            content=why,
-            ok=False,
-            error=error,
-            from_agent=self._name,
-            timestamp=timestamp(now.utc),
-        )
-
     def _refuse(self, sender: Did, message: MessageId, request_id: str, error: str, why: str, now: Instant) -> None:
         if self._refusals.take(sender, now.monotonic):
-            letter = self._no(request_id, error, why, now)
+            letter = self._answers.no(request_id, error, why, now)
             self._letters.append(Letter(sender, letter, answer_id(sender, message, "refusal")))
 
     def _say_received(self, job: Job, now: Instant) -> None:

@@ -5,8 +5,9 @@ decision to :mod:`meshlib.responder.core`.
 """
 
 import logging
+import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +25,20 @@ from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
 from meshlib.files.receipts import FINAL, FileReceipt
 from meshlib.identity import Did
 from meshlib.logs import LogEvent
-from meshlib.responder.core import JobChanges, Letter, ResponderCore
+from meshlib.responder.core import Draining, JobChanges, Letter, ResponderCore
 from meshlib.responder.jobs import Job, JobKey, JobState
 from meshlib.responder.journal import Journal, open_journal
+from meshlib.responder.outcomes import checked
 from meshlib.responder.policy import Policy
 from meshlib.responder.runtimes.function import Function, as_runtime
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Runtime, Task
 from meshlib.wire.envelopes import TaskResponse, write_envelope
 
 log = logging.getLogger("meshlib.responder")
+
+STOP_SECONDS = 30.0
+"""How long tasks that were told to stop may take: a tree of processes twelve, and its folders are removed then. What
+takes longer is left to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Responder:
         journal: where tasks are remembered. ``None``: beside the client's store, in memory if it has none.
         watch: told what becomes of each task.
         spool: folder of files that belong to answers, removed once they are sent. Files elsewhere are left alone.
+        keep_reasoning: told what the model thought, by task id; called in a worker thread.
     """
 
     def __init__(
@@ -78,13 +85,15 @@ class Responder:
         journal: Journal | None = None,
         watch: Watch | None = None,
         spool: Path | None = None,
+        keep_reasoning: Callable[[str, str], None] | None = None,
     ) -> None:
         self._client = client
         self._runtime = runtime
         self._policy = policy
         self._journal = journal
         self._watch = watch or (lambda note: None)
-        self._spool = spool
+        self._spool = None if spool is None else Path(os.path.abspath(spool))  # as transfers name their files
+        self._keep_reasoning = keep_reasoning
         self._core: ResponderCore | None = None
         self._tasks: TaskGroup | None = None
         self._turn = anyio.Lock()
@@ -93,6 +102,7 @@ class Responder:
         self._stopped = anyio.Event()
         self._running: dict[JobKey, anyio.CancelScope] = {}
         self._broken: MeshError | None = None
+        self._ended = False
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -112,7 +122,8 @@ class Responder:
             self._journal = await anyio.to_thread.run_sync(opening)
         try:
             saved = await anyio.to_thread.run_sync(self._journal.load)
-            self._core = ResponderCore(config.name or "", self._policy, givers, saved, self._now())
+            room = config.limits.payload
+            self._core = ResponderCore(config.name or "", self._policy, givers, saved, self._now(), room)
             self._tasks = await anyio.create_task_group().__aenter__()
             await self._step()
             self._tasks.start_soon(self._keep_time)
@@ -131,14 +142,18 @@ class Responder:
         assert self._tasks is not None
         assert self._journal is not None
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
-        self._core.drain()
         try:
             with anyio.CancelScope(shield=True):
+                async with self._turn:  # a step that is on its way may start more
+                    self._core.drain()
                 with anyio.move_on_after(self._policy.grace):
                     await self._until_idle()
                 for scope in self._running.values():
                     scope.cancel()
-                await self._until_idle()
+                with anyio.move_on_after(STOP_SECONDS):
+                    await self._until_idle()
+                async with self._turn:
+                    self._ended = True
             self._tasks.cancel_scope.cancel()
             swallowed = await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         finally:
@@ -168,7 +183,7 @@ class Responder:
     def claims(self, sender: Did, payload: object) -> bool:
         """Whether a message is a task, or about one."""
         assert self._core is not None
-        return self._core.claims(sender, payload)
+        return not self._ended and self._core.claims(sender, payload)
 
     async def handle(self, message: Message) -> None:
         """Take a task. It is in the journal when this returns, and only then is its message acknowledged.
@@ -178,6 +193,8 @@ class Responder:
         """
         core = self._open()
         async with self._turn:
+            if self._ended:
+                raise Draining("the responder has ended")
             core.take(message.sender, message.id, message.payload, self._now())
             await self._save_and_send(core)
 
@@ -216,11 +233,11 @@ class Responder:
             return
         try:
             await anyio.to_thread.run_sync(self._journal.save, changes)
-        except StoreError as error:
+        except Exception as error:
             # The core is ahead of the journal now: to go on would answer what nobody remembers having been asked.
-            self._broken = error
+            self._broken = error if isinstance(error, MeshError) else StoreError("the journal of tasks has failed")
             self.stop()
-            raise
+            raise self._broken from error
         for job in changes.jobs.values():
             if job is not None and job.state is JobState.WAITING:
                 self._watch(Note(job.sender, job.request_id, "waiting"))
@@ -234,6 +251,11 @@ class Responder:
             await self._client.send(letter.peer, write_envelope(envelope), message_id=letter.id)
         except QueueFull:
             accepted = False
+        except InvalidValue as error:
+            log.warning(LogEvent("answer_cannot_be_sent", peer=letter.peer, detail=error))
+            if letter.answers is not None:
+                core.unsendable(letter.answers, self._now())
+            return
         except MeshError as error:
             # The client has stopped, or is being left. What is not in the outbox is sent by the next start.
             log.warning(LogEvent("answer_not_sent", peer=letter.peer, detail=error))
@@ -258,23 +280,21 @@ class Responder:
 
     async def _run(self, job: Job) -> None:
         core = self._open()
-        self._watch(Note(job.sender, job.request_id, "started"))
         started = time.monotonic()
         outcome: Outcome | None = None
-        with self._running[job.key]:
-            outcome = await self._outcome(job)
-        if isinstance(outcome, Done) and core.is_running(job.key):
-            await self._send_files(job, outcome)
-        seconds = time.monotonic() - started
-        match outcome:
-            case Done():
-                self._watch(Note(job.sender, job.request_id, "answered", seconds))
-            case Failed():
-                detail = f"{outcome.reason} {outcome.detail}".strip()
-                self._watch(Note(job.sender, job.request_id, "failed", seconds, detail))
-            case None:
-                self._watch(Note(job.sender, job.request_id, "failed", seconds, "stopped"))
         try:
+            self._watch(Note(job.sender, job.request_id, "started"))
+            with self._running[job.key]:
+                outcome = await self._outcome(job)
+            seconds = time.monotonic() - started
+            match outcome:
+                case Done():
+                    self._watch(Note(job.sender, job.request_id, "answered", seconds))
+                case Failed():
+                    detail = f"{outcome.reason} {outcome.detail}".strip()
+                    self._watch(Note(job.sender, job.request_id, "failed", seconds, detail))
+                case None:
+                    self._watch(Note(job.sender, job.request_id, "failed", seconds, "stopped"))
             await self._step(lambda: core.finished(job.key, outcome, self._now()))
         except MeshError as error:
             log.error(LogEvent("responder_stopped", detail=error))
@@ -286,21 +306,36 @@ class Responder:
     async def _outcome(self, job: Job) -> Outcome:
         seconds_left = max(0.1, job.overdue_at - self._now().utc)
         task = Task(job.request_id, job.content, job.sender, job.sender_name, job.hops, seconds_left)
+        outcome: Outcome = Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
         try:
             with anyio.move_on_after(seconds_left):
-                outcome = await self._runtime.run(task)
-                if isinstance(outcome, Done) and not outcome.content.strip():
-                    return Failed("the agent gave an empty answer")
-                return outcome
-            return Failed(f"there was no answer within {job.timeout:g} s", error="timeout")
+                returned = await self._runtime.run(task)
+                outcome = await anyio.to_thread.run_sync(self._checked, task, returned, abandon_on_cancel=True)
+            if isinstance(outcome, Done):
+                await self._send_files(job, outcome)
         except Exception:  # the runtime is foreign code: whatever it raises is no answer, and no end of the responder
             log.exception(LogEvent("runtime_failed", runtime=self._runtime.name))
             return Failed("the agent failed while it worked on the task", "its log says where")
+        return outcome
+
+    def _checked(self, task: Task, returned: Outcome) -> Outcome:
+        outcome, reasoning = checked(returned)
+        if isinstance(returned, Done) and isinstance(outcome, Failed):
+            self._drop(returned.artifacts)
+        if reasoning and self._keep_reasoning is not None:
+            try:
+                self._keep_reasoning(task.id, reasoning)
+            except OSError as error:
+                log.warning(LogEvent("reasoning_not_kept", task=task.id, detail=error.strerror))
+        return outcome
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     async def _send_files(self, job: Job, done: Done) -> None:
         """Have the files of an answer sent. They are noted before the answer is: it does not speak of lost ones."""
+        if not self._open().is_running(job.key):  # called off meanwhile
+            self._drop(done.artifacts)
+            return
         for path in done.artifacts:
             try:
                 receipt = await self._client.send_file(
@@ -308,6 +343,7 @@ class Responder:
                 )
             except MeshError as error:
                 log.warning(LogEvent("file_of_answer_not_sent", peer=job.sender, detail=error))
+                self._drop([path])
             else:
                 self._remove_when_sent(receipt)
 
@@ -324,11 +360,17 @@ class Responder:
 
     def _remove_when_sent(self, receipt: FileReceipt) -> None:
         def look(receipt: FileReceipt) -> None:
-            if receipt.state in FINAL and self._spool is not None and receipt.path.is_relative_to(self._spool):
-                _remove(receipt.path)
+            if receipt.state in FINAL:
+                self._drop([receipt.path])
 
         receipt.watch(look)
         look(receipt)
+
+    def _drop(self, files: Iterable[Path]) -> None:
+        """Remove files of the spool that are not needed any more; others are not ours."""
+        for path in map(os.path.abspath, files):
+            if self._spool is not None and Path(path).is_relative_to(self._spool):
+                _remove(Path(path))
 
     # --- small verbs -------------------------------------------------------------------------------------------------
 

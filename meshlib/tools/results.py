@@ -30,7 +30,8 @@ Entropy = Callable[[int], bytes]
 
 _JOINERS = "\u200c\u200d"  # hold emoji and Indic letters together, and move nothing
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_MARKS = re.compile(r"<<<(?=\W*(?:end|untrusted))", re.IGNORECASE)
+# Bounded, because a peer may write thousands of signs in a row.
+_MARKS = re.compile(r"<<<(?=\W{0,8}(?:end|untrusted))", re.IGNORECASE)
 
 
 def visible(text: str) -> str:

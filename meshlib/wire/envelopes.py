@@ -15,6 +15,21 @@ from meshlib.wire.members import Members, count_of
 
 MAX_HOPS = 1_000
 """Larger counts say nothing more than this one."""
+_OURS = frozenset(("hops", "timeout_seconds"))
+"""Members of a task that nobody in the field writes."""
+_WRAPPED = frozenset(
+    (
+        "task_request",
+        "task_received",
+        "task_progress",
+        "task_response",
+        "task_cancel",
+        "file_transfer",
+        "file_transfer_ack",
+        "peers_update",
+    )
+)
+"""What agents in the field put into a task; besides it everything that begins with ``mesh:``."""
 MAX_ARTIFACTS = 100
 """Files an answer may name: as many as a person would look through."""
 
@@ -187,11 +202,15 @@ def unwrapped(payload: object) -> object:
 
     Python peers JSON-encode a text that is itself JSON, so an object may arrive as a string; and what OpenClaw's model
     sends arrives as the ``content`` of a ``task_request``. One level of each is taken off; the rest stays as it is.
+
+    A task may be about JSON that has a ``type`` of its own. So only what agents in the field wrap is unwrapped; never
+    what has members of ours: whoever writes them wraps nothing, and its hops must count.
     """
     payload = _parsed_object(payload)
-    if isinstance(payload, dict) and payload.get("type") == "task_request":
+    if isinstance(payload, dict) and payload.get("type") == "task_request" and not _OURS & payload.keys():
         inner = _parsed_object(payload.get("content"))
-        if isinstance(inner, dict) and isinstance(inner.get("type"), str):
+        kind = inner.get("type") if isinstance(inner, dict) else None
+        if isinstance(kind, str) and (kind in _WRAPPED or kind.startswith("mesh:")):
             return inner
     return payload
 

@@ -89,5 +89,6 @@ class Members:
 
 def count_of(value: object, limit: int = 2**53) -> int:
     """A number that counts something, from 0 to ``limit``; 0 for anything else."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return min(int(value), limit) if usable and isinstance(value, int | float) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return 0
+    return int(min(value, limit))

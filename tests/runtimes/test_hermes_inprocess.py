@@ -17,20 +17,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.runtimes]
 PROGRAM = """
 import anyio, json, sys, time
 from meshlib.identity import Did
+from meshlib.responder.outcomes import checked
 from meshlib.responder.runtimes.hermes_inprocess import HermesRuntime
 from meshlib.responder.runtimes.presets import Options
 from meshlib.responder.runtimes.protocol import Task
 
-thoughts = []
-runtime = HermesRuntime(
-    Options(model="fake", base_url=sys.argv[1], api_key="key"), lambda task, thought: thoughts.append(thought)
-)
+runtime = HermesRuntime(Options(model="fake", base_url=sys.argv[1], api_key="key"))
 
 async def main():
     for content in sys.argv[2:]:
         started = time.monotonic()
-        outcome = await runtime.run(Task("r1", content, Did("did:mesh:" + "a" * 32), "parent", timeout=60))
-        said = {"kind": type(outcome).__name__, "content": getattr(outcome, "content", ""), "thoughts": thoughts}
+        returned = await runtime.run(Task("r1", content, Did("did:mesh:" + "a" * 32), "parent", timeout=60))
+        outcome, thought = checked(returned)
+        said = {"kind": type(outcome).__name__, "content": getattr(outcome, "content", ""), "thought": thought}
         print("\\n" + json.dumps({**said, "seconds": time.monotonic() - started}), flush=True)
 
 anyio.run(main)

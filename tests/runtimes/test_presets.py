@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from meshlib.identity import Did
+from meshlib.responder.outcomes import checked
 from meshlib.responder.runtimes.command import CommandRuntime
 from meshlib.responder.runtimes.presets import Options, preset
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
@@ -61,13 +62,14 @@ class Preset:
         runtime = CommandRuntime(
             preset(self.name, self._options),
             self._environment,
-            keep_reasoning=lambda task, thought: self.thoughts.append(thought),
         )
         task = Task("r1", content, Did("did:mesh:" + "a" * 32), "parent", timeout=seconds)
 
         async def run() -> Outcome | None:
             with anyio.move_on_after(seconds):
-                return await runtime.run(task)
+                outcome, thought = checked(await runtime.run(task))
+                self.thoughts += [thought] if thought else []
+                return outcome
             return None
 
         return anyio.run(run)

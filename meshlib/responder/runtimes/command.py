@@ -4,30 +4,26 @@ A :class:`Recipe` says how one program is called and when its output counts as a
 :mod:`meshlib.responder.runtimes.presets` are recipes.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
+
 from meshlib.errors import InvalidValue
+from meshlib.responder.runtimes.outbox import collect
 from meshlib.responder.runtimes.processes import Finished, Workplace, run, scrubbed, workplace
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
-from meshlib.responder.runtimes.reasoning import without_reasoning
 from meshlib.wire.envelopes import Telemetry
 
 HOPS_VARIABLE = "MESH_HOPS"
 """Tells tools how often the work has been passed on already."""
-ARTIFACTS = 20
-"""Files an answer may bring."""
-ARTIFACT_BYTES = 64 * 1024 * 1024
-"""Bytes of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a program said, before the thinking is taken out of it."""
+    """What a program said."""
 
     text: str
     telemetry: Telemetry = Telemetry()  # noqa: RUF009 - frozen
@@ -62,7 +58,6 @@ class CommandRuntime:
         environment: where the variables that are let through come from.
         let_through: their names.
         spool: folder that takes files which belong to answers. ``None``: such files are left behind.
-        keep_reasoning: told what the model thought, by task id.
     """
 
     def __init__(
@@ -72,13 +67,11 @@ class CommandRuntime:
         let_through: Sequence[str] = (),
         *,
         spool: Path | None = None,
-        keep_reasoning: Callable[[str, str], None] | None = None,
     ) -> None:
         self._recipe = recipe
         self._environment = environment
         self._let_through = tuple(let_through)
         self._spool = spool
-        self._keep_reasoning = keep_reasoning
 
     @property
     def name(self) -> str:
@@ -100,36 +93,20 @@ class CommandRuntime:
             }
             prompt = prompt_for(task).encode("utf-8", "replace")
             finished = await run(call.argv, folder=place.work, environment=environment, stdin=prompt)
-            return self._outcome(finished, place, task)
+            return await self._outcome(finished, place)
 
-    def _outcome(self, finished: Finished, place: Workplace, task: Task) -> Outcome:
+    async def _outcome(self, finished: Finished, place: Workplace) -> Outcome:
         if finished.overflowed:
             return Failed("the agent's answer was far too long", f"{self.name} printed without end and was stopped")
         said = self._recipe.read(finished, place)
         if isinstance(said, Failed):
             return said
-        answer, reasoning = without_reasoning(said.text)
-        if reasoning and self._keep_reasoning is not None:
-            self._keep_reasoning(task.id, reasoning)
-        if not answer:
+        if not said.text.strip():
             return Failed("the agent gave an empty answer", f"{self.name} exited with 0 and said nothing")
-        return Done(answer, said.telemetry, self._collect(place), reasoning)
-
-    def _collect(self, place: Workplace) -> tuple[Path, ...]:
-        """Move the files that belong to the answer out of the folder that is about to go."""
-        if self._spool is None:
-            return ()
-        found = sorted(path for path in place.outbox.iterdir() if path.is_file() and not path.is_symlink())
-        kept: list[Path] = []
-        room = ARTIFACT_BYTES
-        for path in found[:ARTIFACTS]:
-            room -= path.stat().st_size
-            if room < 0:
-                break
-            self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self._spool))
-            kept.append(Path(shutil.move(path, folder / path.name)))
-        return tuple(kept)
+        files: tuple[Path, ...] = ()
+        if self._spool is not None:
+            files = await anyio.to_thread.run_sync(collect, place, self._spool)
+        return Done(said.text.strip(), said.telemetry, files)
 
 
 def any_command(argv: Sequence[str]) -> Recipe:

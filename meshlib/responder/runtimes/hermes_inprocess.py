@@ -14,8 +14,6 @@ from meshlib.errors import InvalidValue
 from meshlib.responder.runtimes.presets import HERMES_ERROR, Options, Tools
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
-from meshlib.responder.runtimes.reasoning import without_reasoning
-from meshlib.wire.envelopes import Telemetry
 
 MAX_ROUNDS = 30
 """Turns of the model for one task."""
@@ -26,14 +24,13 @@ class HermesRuntime:
 
     Args:
         options: which model, where. The program is this interpreter.
-        keep_reasoning: told what the model thought, by task id.
     Raises:
         InvalidValue: Hermes is not installed here, or no model server is named.
     """
 
     name = "hermes-inprocess"
 
-    def __init__(self, options: Options, keep_reasoning: Callable[[str, str], None] | None = None) -> None:
+    def __init__(self, options: Options) -> None:
         try:
             self._make: Callable[..., Any] = import_module("run_agent").AIAgent
             import_module("hermes_cli.plugins").discover_plugins()
@@ -44,7 +41,6 @@ class HermesRuntime:
         if options.base_url is None or options.model is None:
             raise InvalidValue("hermes-inprocess needs a model server: give base_url and model")
         self._options = options
-        self._keep_reasoning = keep_reasoning
 
     async def run(self, task: Task) -> Outcome:
         """Work on a task in a worker thread."""
@@ -53,12 +49,9 @@ class HermesRuntime:
         given = isinstance(text, str) and not text.lstrip().startswith(HERMES_ERROR)
         if result.get("completed") is not True or result.get("failed") or not isinstance(text, str) or not given:
             return Failed("the agent's model gave no answer", f"hermes: {type(result.get('error')).__name__}")
-        answer, reasoning = without_reasoning(text)
-        if reasoning and self._keep_reasoning is not None:
-            self._keep_reasoning(task.id, reasoning)
-        if not answer:
+        if not text.strip():
             return Failed("the agent gave an empty answer", "hermes said nothing")
-        return Done(answer, Telemetry(), reasoning=reasoning)
+        return Done(text.strip())
 
     def _converse(self, prompt: str) -> dict[str, Any]:
         options = self._options

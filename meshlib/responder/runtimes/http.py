@@ -13,7 +13,6 @@ import msgspec
 from meshlib.errors import InvalidValue
 from meshlib.responder.runtimes.prompt import prompt_for
 from meshlib.responder.runtimes.protocol import Done, Failed, Outcome, Task
-from meshlib.responder.runtimes.reasoning import without_reasoning
 from meshlib.wire.envelopes import Telemetry
 
 RESPONSE_LIMIT = 4 * 1024 * 1024
@@ -114,10 +113,9 @@ class HttpRuntime:
         text, telemetry = self._text(answer)
         if text is None:
             return Failed("the agent's model gave no answer", f"{self.name} answered in another shape")
-        said, reasoning = without_reasoning(text)
-        if not said:
+        if not text.strip():
             return Failed("the agent gave an empty answer", f"{self.name} said nothing")
-        return Done(said, telemetry, reasoning=reasoning)
+        return Done(text.strip(), telemetry)
 
     def _text(self, answer: dict[str, Any]) -> tuple[str | None, Telemetry]:
         if self._endpoint.shape is Shape.TASK:

@@ -1,8 +1,6 @@
 """One command at a time: started clean, fed, read within bounds, and ended with everything it started."""
 
 import os
-import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -13,12 +11,15 @@ from pathlib import Path
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
+from meshlib.responder.runtimes.removal import remove
+
 STDOUT_LIMIT = 4 * 1024 * 1024
 """Bytes a command may print. Sixteen times the longest answer: transcripts in JSON are longer than what they say."""
 STDERR_LIMIT = 64 * 1024
 """Bytes of its complaints that are kept, the last ones."""
 END_SECONDS = 12.0
-"""How long the supervisor may take to end a tree: its three steps take nine."""
+"""How long the supervisor may take to end a tree: asking takes four, and who is killed dies at once. Beyond that
+the task ends without it, and it goes on killing."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
@@ -153,13 +154,7 @@ async def workplace() -> AsyncIterator[Workplace]:
         yield place
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(_remove, root)
-
-
-def _remove(root: Path) -> None:
-    for folder, _, _ in os.walk(root):  # a command may have taken its own permissions away
-        os.chmod(folder, stat.S_IRWXU, follow_symlinks=os.name == "nt")
-    shutil.rmtree(root, ignore_errors=True)
+            await anyio.to_thread.run_sync(remove, root)
 
 
 def scrubbed(environment: Mapping[str, str], place: Workplace, let_through: Sequence[str] = ()) -> dict[str, str]:

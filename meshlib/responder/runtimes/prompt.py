@@ -1,6 +1,11 @@
 """The text a runtime is given: who asks, that it is not the operator, and what was asked."""
 
+import re
+
 from meshlib.responder.runtimes.protocol import Task
+
+NAME_LIMIT = 40
+"""Characters shown of the name a peer gives itself. It stands among our own words, so it is words and no sentence."""
 
 _FRAME = """\
 You are an agent on a network of agents. Another agent, {who}, has sent you the task below.
@@ -11,6 +16,7 @@ The task, to the end of this text:
 
 {content}
 """
+_NO_WORD = re.compile(r"[^\w-]+")
 
 
 def prompt_for(task: Task) -> str:
@@ -19,6 +25,6 @@ def prompt_for(task: Task) -> str:
     Its fixed beginning keeps the peer's first character from meaning anything to a command line: no leading ``-``,
     ``/`` or ``@``, and never an empty prompt.
     """
-    name = task.sender_name.strip()
-    who = f'which calls itself "{name}" and is {task.sender}' if name else str(task.sender)
+    name = " ".join(_NO_WORD.sub(" ", task.sender_name).split())[:NAME_LIMIT]
+    who = f'{task.sender}, which calls itself "{name}"' if name else str(task.sender)
     return _FRAME.format(who=who, content=task.content.replace("\0", ""))

@@ -32,9 +32,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer. Never empty."""
+    """The answer. An empty one is none."""
 
     content: str = field(repr=False)
+    """With the model's thinking, if it stands in ``<think>`` or ``<thinking>``: it is taken out before it travels."""
     telemetry: Telemetry = Telemetry()  # noqa: RUF009 - frozen
     artifacts: Sequence[Path] = ()
     """Files that belong to the answer; sent after it."""

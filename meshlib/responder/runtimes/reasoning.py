@@ -2,12 +2,17 @@
 
 Models mark their thinking with ``<think>`` or ``<thinking>``. A tag counts wherever it stands, in code, too: an answer
 that speaks of the tag loses a part of itself, which is less bad than thoughts that travel.
+
+A peer may have a model or a program say whatever it likes, so the time this takes grows no faster than the text.
 """
 
 import re
 from typing import NamedTuple
 
-_TAG = re.compile(r"<\s*(/?)\s*think(?:ing)?\b[^<>]*?(/?)(?:>|\Z)", re.IGNORECASE)
+PASSES = 10
+"""How often a text is gone through. Each pass may put another tag together from what it leaves; no model does that."""
+
+_TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}think(?:ing)?\b[^<>]*?(/?)(?:>|\Z)", re.IGNORECASE)
 
 
 class Parts(NamedTuple):
@@ -21,13 +26,16 @@ def without_reasoning(text: str) -> Parts:
     """Take the thinking out of a text.
 
     Blocks may be nested and several. What follows one that is never closed is thinking; so is everything before a
-    closing tag that nothing opened, since some models leave the opening one out.
+    closing tag that nothing opened, since some models leave the opening one out. A text that builds tags out of tags
+    again and again is thinking altogether.
     """
     thoughts: list[str] = []
-    while _TAG.search(text):  # again, because what stood around a block may be a tag itself now
+    for _ in range(PASSES):
+        if not _TAG.search(text):
+            return Parts(text.strip(), "".join(thoughts).strip())
         text, thought = _take_apart(text)
         thoughts.append(thought)
-    return Parts(text.strip(), "".join(thoughts).strip())
+    return Parts("", "".join((*thoughts, text)).strip())
 
 
 def _take_apart(text: str) -> Parts:

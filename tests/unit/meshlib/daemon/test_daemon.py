@@ -35,10 +35,12 @@ from meshlib import (
     UsageError,
     refuse_everyone,
 )
+from meshlib.client.verbs import PeerSummary
 from meshlib.daemon.address import SOCKET_FILE, is_ours, socket_path
 from meshlib.daemon.protocol import MAX_LINE, Called, Hello, Returned, decode, encode
-from meshlib.daemon.server import CALLS, CONNECTIONS, serve_daemon
+from meshlib.daemon.server import CALLS, CONNECTIONS, PEERS, serve_daemon
 from meshlib.daemon.values import Receive
+from meshlib.identity import Did
 from meshlib.wire.envelopes import (
     Artifact,
     TaskCancel,
@@ -151,6 +153,18 @@ class TestVerbs:
             await alice.send(bob_name, "hello", wait="delivered")
             (known,) = await alice.peers()
             assert (known.did, known.name, known.undelivered) == (bob.did, bob_name, 0)
+
+    async def test_however_many_peers_there_are_the_last_ones_fit_a_line(self, servers, tmp_path, monkeypatch):
+        everybody = [
+            PeerSummary(Did(f"did:mesh:{number:032x}"), "\U0001f600" * 200, True, 0) for number in range(60_000)
+        ]
+
+        async def peers(client):
+            return everybody
+
+        monkeypatch.setattr(MeshClient, "peers", peers)
+        async with daemon(servers, tmp_path / "store") as path, DaemonClient(path) as alice:
+            assert await alice.peers() == everybody[:PEERS]
 
     async def test_errors_are_of_the_same_type_with_the_same_facts(self, servers, tmp_path):
         async with daemon(servers, tmp_path / "store") as path, DaemonClient(path) as alice:

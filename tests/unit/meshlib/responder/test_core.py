@@ -6,7 +6,8 @@ import pytest
 
 from meshlib.clock import Instant
 from meshlib.identity import Did
-from meshlib.responder.core import ANSWER_LIMIT, REFUSALS, Draining, ResponderCore
+from meshlib.responder.answers import ANSWER_LIMIT
+from meshlib.responder.core import REFUSALS, REPEATS, Draining, ResponderCore
 from meshlib.responder.jobs import JobState
 from meshlib.responder.policy import AfterCrash, Policy
 from meshlib.responder.runtimes.protocol import Done, Failed
@@ -269,6 +270,40 @@ def test_an_answer_too_long_for_a_message_is_cut_and_says_so():
     desk.take(ask())
     desk.finish(Done("x" * (ANSWER_LIMIT + 7)))
     assert desk.answers()[0].content.endswith("7 characters are left out]")
+
+
+def test_repeating_a_task_costs_us_no_more_than_a_bounded_number_of_answers():
+    desk = Desk()
+    desk.take(ask())
+    desk.finish(Done("x" * 100_000))
+    for _ in range(500):
+        desk.take(ask())
+    assert len(desk.answers()) == 1 + REPEATS.burst
+    desk.wait(1 / REPEATS.per_second)
+    desk.take(ask())
+    assert len(desk.answers()) == 2 + REPEATS.burst
+
+
+def test_repeating_a_task_that_runs_is_answered_a_bounded_number_of_times():
+    desk = Desk()
+    for _ in range(500):
+        desk.take(ask())
+    assert len(desk.words(TaskReceived)) == 1 + REPEATS.burst
+
+
+def test_an_answer_the_client_will_never_take_becomes_a_word_about_it_once():
+    desk = Desk()
+    desk.take(ask())
+    desk.core.finished((PARENT, "r1"), Done("42"), desk.now)
+    desk.core.changes()
+    (letter,) = desk.core.letters()
+    desk.core.unsendable(letter.answers, desk.now)
+    desk.core.changes()
+    (letter,) = desk.core.letters()
+    assert (letter.envelope.ok, letter.envelope.error) == (False, "failed")
+    desk.core.unsendable(letter.answers, desk.now)
+    assert [job.state for job in desk.core.changes().jobs.values()] == [JobState.SENT]
+    assert desk.core.letters() == []
 
 
 # --- calling off -----------------------------------------------------------------------------------------------------

@@ -117,10 +117,30 @@ def test_only_one_level_is_taken_off():
     assert read_envelope(wrapped) == TaskRequest(request_id="r0", content=json.dumps(REQUEST))
 
 
-@pytest.mark.parametrize("content", ['{"plan": [1, 2]}', "{not json", '["task_request"]', '{"type": 7}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"plan": [1, 2]}',
+        "{not json",
+        '["task_request"]',
+        '{"type": 7}',
+        "{",
+        '{"type":"Point","coordinates":[1,2]}',
+        '{"type":"object","properties":{}}',
+    ],
+)
 def test_content_that_is_json_but_no_envelope_stays_content(content):
     task = read_envelope({**REQUEST, "content": content})
     assert task == TaskRequest(request_id="r1", content=content)
+
+
+@pytest.mark.parametrize("kind", ["task_request", "task_response", "mesh:ping", "Point"])
+@pytest.mark.parametrize("ours", [{"hops": 9}, {"timeout_seconds": 5.0}])
+def test_what_has_members_of_ours_wraps_nothing(kind, ours):
+    content = json.dumps({"type": kind, "content": "x", "nonce": "n"})
+    assert read_envelope({**REQUEST, **ours, "content": content}) == TaskRequest(
+        request_id="r1", content=content, **ours
+    )
 
 
 @pytest.mark.parametrize(
