@@ -184,6 +184,11 @@ class Fetch:
         self._wait(now)
         return [Ask(tuple(self._asked))]
 
+    def put_off(self, until: float) -> None:
+        """What was to be asked found no room in the outbox."""
+        self._ask_at = until
+        self._tries = 0
+
     def _go_on(self, now: float) -> list[Wish]:
         if self.have == self.total:
             self._verifying = True
@@ -299,6 +304,11 @@ class Assembly:
         self._gaps += 1
         self._ask_at = now + GAP_AFTER if self._gaps < GAPS else inf
         return [Ask(tuple(index for index, length in enumerate(self.lengths) if not length))]
+
+    def put_off(self, until: float) -> None:
+        """What was to be asked found no room in the outbox."""
+        self._ask_at = until
+        self._gaps -= 1
 
     def _go_on(self) -> list[Wish]:
         if not all(self.lengths):

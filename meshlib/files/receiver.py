@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Protocol
 
 import anyio
@@ -20,12 +21,12 @@ from msgspec.structs import replace
 from meshlib.client.events import FileReceived
 from meshlib.config import FilePolicy
 from meshlib.errors import MalformedFrame, MeshError, StoreError, TransferFailed
+from meshlib.files.answers import AGAIN, Answer, Answers
 from meshlib.files.folder import Folder, Usage, safe_name
 from meshlib.files.incoming import SLOT, WINDOW, Ask, Assembly, Deliver, Fail, Fetch, Save, Verify, Wish, Write
 from meshlib.files.journal import Journal
 from meshlib.files.receipts import FileReceipt, TransferState
 from meshlib.files.records import Received, Receiving
-from meshlib.files.sender import Post
 from meshlib.identity import Did
 from meshlib.wire.encoding import parse_json
 from meshlib.wire.transfers import (
@@ -80,43 +81,42 @@ class Receiver:
     """Files of peers on their way.
 
     Args:
-        name: the display name peers are told.
         owner: our DID; keeps unfinished files of several agents with one folder apart.
-        post: sends a payload.
+        answers: tells peers.
         notify: puts a notice into the application's inbox.
         tell: tells an event.
         journal: where files on their way are noted.
         folder: where they go; ``None`` takes no files.
         policy: whose.
         spawn: runs a task until the client is left.
-        stamp: the current time as text.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        name: str,
         owner: Did,
-        post: Post,
+        answers: Answers,
         notify: Notify,
         tell: Callable[[FileReceived], None],
         journal: Journal,
         folder: Folder | None,
         policy: FilePolicy,
         spawn: Callable[..., None],
-        stamp: Callable[[], str],
+        clock: Callable[[], float],
     ) -> None:
-        self._name = name
         self._owner = hashlib.sha256(owner.encode()).hexdigest()[:8]
-        self._post = post
+        self._answers = answers
         self._notify = notify
         self._tell = tell
         self._journal = journal
         self._folder = folder
         self._policy = policy
         self._spawn = spawn
-        self._stamp = stamp
+        self._clock = clock
         self._arriving: dict[tuple[str, str], _Arriving] = {}
         self._received: OrderedDict[tuple[str, str], Received] = OrderedDict()
+        self._owed: OrderedDict[tuple[str, str], list[Answer]] = OrderedDict()
+        self._pay_at = inf
         self._lock = anyio.Lock()
         self.due = anyio.Event()
         """Set when the next deadline may have become an earlier one."""
@@ -170,7 +170,7 @@ class Receiver:
                 elif one.record.style == "whole" or not self._folder.has_part(self._stage(one.record)):
                     await self._forget(one)  # its message comes again, or its sender asks
                 else:
-                    await self._do(one, one.core.start(time.monotonic()))
+                    await self._do(one, one.core.start(self._clock()))
             for record in list(self._received.values()):
                 if not record.told:
                     await self._announce(record)
@@ -196,14 +196,15 @@ class Receiver:
                 log.info("a file of %s is not taken: %s (%s)", sender, error, error.__cause__)
                 match envelope:
                     case FileTransfer() | FileOffer():
-                        await self._refuse(sender, envelope.transfer_id, envelope.file_name, error)
+                        await self._answers.refuse(sender, _refusal(envelope.transfer_id, envelope.file_name, error))
                     case TransferManifest():
-                        await self._refuse(sender, envelope.transfer_id, "", error)
+                        await self._answers.refuse(sender, _refusal(envelope.transfer_id, "", error))
         self._wake()
 
     async def malformed(self, sender: Did, error: MalformedFrame) -> None:
         """A file in one message, or an offer, has impossible members: say so to whoever waits for an ack."""
-        await self._refuse(sender, error.id or "", "", TransferFailed("failed", f"not taken: {error}"))
+        refused = TransferFailed("failed", f"not taken: {error}")
+        await self._answers.refuse(sender, _refusal(error.id or "", "", refused))
 
     async def _whole(self, sender: Did, envelope: FileTransfer) -> None:
         if envelope.file_data is None:
@@ -211,7 +212,7 @@ class Receiver:
         digest = hashlib.sha256(envelope.file_data).hexdigest()
         known = self._repeated(sender, envelope, digest)
         if known is not None:
-            await self._announce(known)
+            await self._acknowledge(known)
             return
         folder = await self._check(sender, len(envelope.file_data))
         if envelope.sha256 and envelope.sha256 != digest:
@@ -253,7 +254,7 @@ class Receiver:
     async def _offer(self, sender: Did, offer: FileOffer) -> None:
         key = (sender, offer.transfer_id)
         if key in self._received:
-            await self._announce(self._received[key])
+            await self._acknowledge(self._received[key])
             return
         one = self._arriving.get(key)
         if one is None:
@@ -270,7 +271,7 @@ class Receiver:
                 started=time.time(),
             )
             one = await self._begin(folder, record)
-        await self._do(one, one.core.start(time.monotonic()))
+        await self._do(one, one.core.start(self._clock()))
 
     async def _manifest(self, sender: Did, manifest: TransferManifest) -> None:
         key = (sender, manifest.transfer_id)
@@ -292,12 +293,12 @@ class Receiver:
             started=time.time(),
         )
         one = await self._begin(folder, record)
-        await self._do(one, one.core.start(time.monotonic()))
+        await self._do(one, one.core.start(self._clock()))
 
     async def _chunk(self, sender: Did, chunk: TransferChunk) -> None:
         one = self._arriving.get((sender, chunk.transfer_id))
         if one is not None:
-            await self._do(one, one.core.take(chunk, time.monotonic()))
+            await self._do(one, one.core.take(chunk, self._clock()))
 
     async def _cancelled(self, sender: Did, cancel: TransferCancel) -> None:
         one = self._arriving.get((sender, cancel.transfer_id))
@@ -333,7 +334,7 @@ class Receiver:
         return one
 
     def _make(self, record: Receiving) -> _Arriving:
-        now = time.monotonic()
+        now = self._clock()
         core: Fetch | Assembly
         if record.style == "pulled":
             core = Fetch(record, now, min(WINDOW, CHUNKS_ON_THE_WAY // (len(self._arriving) + 1)))
@@ -363,19 +364,15 @@ class Receiver:
         folder, record, core = self._folder, one.record, one.core
         match wish:
             case Ask(missing):
-                ask = TransferChunkRequest(
-                    transfer_id=record.id,
-                    missing=missing,
-                    received_bytes=core.received_bytes if isinstance(core, Fetch) else 0,
-                    from_agent=self._name,
-                    timestamp=self._stamp(),
-                )
-                await self._post(record.peer, write_transfer(ask))
+                there = core.received_bytes if isinstance(core, Fetch) else 0
+                ask = TransferChunkRequest(transfer_id=record.id, missing=missing, received_bytes=there)
+                if not await self._answers.say(record.peer, ask):
+                    core.put_off(self._clock() + AGAIN)
             case Write(index, offset, data):
                 await anyio.to_thread.run_sync(folder.write, self._stage(record), offset, data)
                 one.receipt.advance(TransferState.MOVING, core.received_bytes)
                 if isinstance(core, Fetch):
-                    return core.written(index, time.monotonic())
+                    return core.written(index, self._clock())
                 return core.written(index, len(data))
             case Save():
                 await anyio.to_thread.run_sync(folder.sync, self._stage(record))
@@ -395,7 +392,7 @@ class Receiver:
             case Fail(reason, detail):
                 await self._forget(one)
                 one.receipt.advance(TransferState.FAILED, None, detail, reason)
-                await self._refuse(Did(record.peer), record.id, record.name, TransferFailed(reason, detail))
+                await self._owe(one.key, _refusal(record.id, record.name, TransferFailed(reason, detail)))
         return []
 
     async def _verify(self, one: _Arriving) -> None:
@@ -408,7 +405,7 @@ class Receiver:
                 part = self._part(one.record)
                 await anyio.to_thread.run_sync(folder.sync, part)
                 size, digest = await anyio.to_thread.run_sync(folder.digest, part)
-                wishes = core.verified(size, digest, time.monotonic())
+                wishes = core.verified(size, digest, self._clock())
             else:
                 one.record = await anyio.to_thread.run_sync(self._put_together, folder, one.record)
                 wishes = core.verified()
@@ -478,51 +475,55 @@ class Receiver:
             await anyio.to_thread.run_sync(self._journal.drop, _key(oldest))
 
     async def _announce(self, received: Received) -> None:
-        """Tell the application, once, and the peer, as often as it asks."""
+        """Tell the application, once, and the peer."""
         sender = Did(received.peer)
-        if not received.told:
-            await self._notify(sender, notice_id(received), write_transfer(_notice(received)))
-            self._tell(
-                FileReceived(
-                    sender,
-                    received.id,
-                    received.saved_to,
-                    received.name,
-                    received.size,
-                    received.sha256,
-                    received.description,
-                )
+        await self._notify(sender, notice_id(received), write_transfer(_notice(received)))
+        self._tell(
+            FileReceived(
+                sender,
+                received.id,
+                received.saved_to,
+                received.name,
+                received.size,
+                received.sha256,
+                received.description,
             )
-        if received.style == "pieces":
-            done = TransferComplete(transfer_id=received.id, from_agent=self._name, timestamp=self._stamp())
-            await self._post(sender, write_transfer(done))  # who sends in pieces keeps them until then
+        )
         await self._acknowledge(received)
-        if not received.told:
-            await self._note(replace(received, told=True))
 
     async def _acknowledge(self, received: Received) -> None:
+        """Tell the peer, as often as it asks."""
         ack = FileTransferAck(
             file_name=received.name,
             success=True,
             saved_to=received.saved_to.rpartition("/")[2],
             size_bytes=received.size,
-            from_agent=self._name,
-            timestamp=self._stamp(),
             transfer_id=received.id,
         )
-        await self._post(received.peer, write_transfer(ack))
+        key = (received.peer, received.id)
+        if received.style == "pieces":  # who sends in pieces keeps them until it hears that they are complete
+            await self._owe(key, TransferComplete(transfer_id=received.id), ack)
+        else:
+            await self._owe(key, ack)
 
-    async def _refuse(self, sender: Did, transfer: str, file_name: str, error: TransferFailed) -> None:
-        ack = FileTransferAck(
-            file_name=file_name,
-            success=False,
-            error=str(error),
-            reason=error.reason,
-            from_agent=self._name,
-            timestamp=self._stamp(),
-            transfer_id=transfer,
-        )
-        await self._post(sender, write_transfer(ack))
+    async def _owe(self, key: tuple[str, str], *answers: Answer) -> None:
+        """Tell a peer what has become of its file: now, or as soon as there is room."""
+        self._owed[key] = list(answers)
+        if len(self._owed) > REMEMBERED:
+            self._owed.popitem(last=False)
+        await self._pay(key)
+
+    async def _pay(self, key: tuple[str, str]) -> None:
+        peer, answers = key[0], self._owed[key]
+        while answers:
+            if not await self._answers.say(peer, answers[0]):
+                self._pay_at = min(self._pay_at, self._clock() + AGAIN)
+                return
+            del answers[0]
+        del self._owed[key]
+        received = self._received.get(key)
+        if received is not None and not received.told:
+            await self._note(replace(received, told=True))
 
     async def _cancel(self, key: tuple[str, str]) -> None:
         async with self._lock:
@@ -546,13 +547,17 @@ class Receiver:
         """Ask again, and give up, when it is time to."""
         while True:
             self.due = anyio.Event()
-            deadline = min((one.core.next_deadline() for one in self._arriving.values()), default=float("inf"))
-            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+            deadline = min([self._pay_at, *(one.core.next_deadline() for one in self._arriving.values())])
+            with anyio.move_on_after(max(0.0, deadline - self._clock())):
                 await self.due.wait()
                 continue
             async with self._lock:
                 for one in list(self._arriving.values()):
-                    await self._do(one, one.core.tick(time.monotonic()))
+                    await self._do(one, one.core.tick(self._clock()))
+                if self._pay_at <= self._clock():
+                    self._pay_at = inf
+                    for key in list(self._owed):
+                        await self._pay(key)
 
     def _wake(self) -> None:
         self.due.set()
@@ -576,6 +581,12 @@ def _notice(received: Received) -> FileTransfer:
         transfer_id=received.id,
         sha256=received.sha256,
         saved_to=received.saved_to,
+    )
+
+
+def _refusal(transfer: str, file_name: str, error: TransferFailed) -> FileTransferAck:
+    return FileTransferAck(
+        file_name=file_name, success=False, error=str(error), reason=error.reason, transfer_id=transfer
     )
 
 

@@ -3,6 +3,7 @@
 Owns who gets which message. Leaves sending to :mod:`meshlib.files.sender`, receiving to :mod:`meshlib.files.receiver`.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from meshlib.client.events import FileReceived
 from meshlib.client.handles import Message
 from meshlib.config import FilePolicy
 from meshlib.errors import MalformedFrame, MeshError, PeerError
+from meshlib.files.answers import Answers, Post
 from meshlib.files.folder import Folder
 from meshlib.files.journal import FolderJournal, Journal, MemoryJournal
 from meshlib.files.receipts import FileReceipt, OnTransfer
 from meshlib.files.receiver import Notify, Receiver
 from meshlib.files.records import Received, Receiving, Sending
-from meshlib.files.sender import Post, Sender
+from meshlib.files.sender import Sender
 from meshlib.identity import Did, Identity
 from meshlib.wire.envelopes import Pong, envelope_type
 from meshlib.wire.transfers import (
@@ -54,6 +56,7 @@ class Files:
         stamp: the current time as text.
         payload: bytes a payload may have as JSON.
         has_receipts: whether the relay says what was delivered.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -71,14 +74,16 @@ class Files:
         stamp: Callable[[], str],
         payload: int,
         has_receipts: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._journal: Journal = (
             MemoryJournal() if store is None else FolderJournal(store / JOURNAL, identity.signing_key)
         )
         self._spawn = spawn
-        self._sender = Sender(name, post, self._journal, spawn, stamp, payload, has_receipts)
-        self._receiver = Receiver(name, did, post, notify, tell, self._journal, folder, policy, spawn, stamp)
+        answers = Answers(name, post, stamp, has_receipts, clock)
+        self._sender = Sender(name, post, answers, self._journal, spawn, stamp, payload, has_receipts, clock)
+        self._receiver = Receiver(did, answers, notify, tell, self._journal, folder, policy, spawn, clock)
         self._resumed: list[Sending] = []
 
     async def open(self) -> None:

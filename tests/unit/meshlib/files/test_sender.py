@@ -1,0 +1,51 @@
+"""Files of ours on their way."""
+
+import anyio
+import pytest
+
+from meshlib.errors import TransferFailed
+from meshlib.files.receipts import TransferState
+from meshlib.wire.transfers import FileOffer, FileTransfer, TransferCancel, TransferChunk, TransferChunkRequest
+from tests.unit.meshlib.files.kit import PATIENCE, PEER, desk
+
+pytestmark = pytest.mark.anyio
+
+
+def make(tmp_path, size, name="report.pdf"):
+    path = tmp_path / name
+    path.write_bytes(bytes(size))
+    return path
+
+
+async def test_a_file_that_finds_the_outbox_full_goes_when_there_is_room(tmp_path):
+    async with desk(tmp_path, has_room=False) as us:
+        await us.files.send(PEER, make(tmp_path, 100), "", None)
+        await us.until(lambda: us.turned_away)
+        us.has_room = True
+        await us.until(lambda: us.said(FileTransfer))
+
+
+async def test_a_file_that_waits_for_room_can_be_cancelled(tmp_path):
+    async with desk(tmp_path, has_room=False) as us:
+        receipt = await us.files.send(PEER, make(tmp_path, 200_000), "", None)
+        await us.until(lambda: us.turned_away)
+        with anyio.fail_after(PATIENCE):
+            await receipt.cancel()
+            with pytest.raises(TransferFailed):
+                await receipt.wait()
+        assert receipt.state is TransferState.CANCELLED
+        us.has_room = True
+        await us.hear(TransferChunkRequest(transfer_id=receipt.id, missing=(0,)))
+        assert [cancel.transfer_id for cancel in us.said(TransferCancel)] == [receipt.id]
+
+
+async def test_parts_of_a_file_wait_for_room_in_the_outbox(tmp_path):
+    async with desk(tmp_path) as us:
+        receipt = await us.files.send(PEER, make(tmp_path, 200_000), "", None)
+        await us.until(lambda: us.said(FileOffer))
+        us.has_room = False
+        await us.hear(TransferChunkRequest(transfer_id=receipt.id, missing=(0, 1)))
+        await us.until(lambda: us.turned_away == 2)
+        us.has_room = True
+        await us.hear(TransferChunkRequest(transfer_id=receipt.id, missing=(0, 1)))
+        await us.until(lambda: len(us.said(TransferChunk)) == 2)
