@@ -13,8 +13,8 @@ class Sending(Struct, frozen=True, kw_only=True, tag="sending"):
 
     id: str
     peer: str
-    path: str
-    """Absolute."""
+    path: bytes
+    """Absolute. A name on a disk need not be text."""
     name: str
     size: int
     sha256: str

@@ -142,7 +142,7 @@ class Sender:
             Sending(
                 id=str(message_id(os.urandom)),
                 peer=peer,
-                path=str(path),
+                path=os.fsencode(path),
                 name=path.name[:MAX_FILE_NAME].encode("utf-8", "replace").decode(),
                 size=size,
                 sha256=digest,
@@ -184,7 +184,12 @@ class Sender:
 
     def _begin(self, record: Sending, on_progress: OnTransfer | None) -> FileReceipt:
         receipt = FileReceipt(
-            record.id, Did(record.peer), Path(record.path), record.name, record.size, partial(self.cancel, record.id)
+            record.id,
+            Did(record.peer),
+            Path(os.fsdecode(record.path)),
+            record.name,
+            record.size,
+            partial(self.cancel, record.id),
         )
         if on_progress is not None:
             receipt.watch(on_progress)

@@ -1,5 +1,8 @@
 """Files of ours on their way."""
 
+import os
+from pathlib import Path
+
 import anyio
 import pytest
 
@@ -49,3 +52,15 @@ async def test_parts_of_a_file_wait_for_room_in_the_outbox(tmp_path):
         us.has_room = True
         await us.hear(TransferChunkRequest(transfer_id=receipt.id, missing=(0, 1)))
         await us.until(lambda: len(us.said(TransferChunk)) == 2)
+
+
+async def test_a_file_whose_name_is_not_utf8_is_sent_over_restarts_under_a_name_that_is(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_bytes(b"coffee")
+    async with desk(tmp_path, durable=True) as us:
+        receipt = await us.files.send(PEER, path, "", None)
+        await us.until(lambda: us.said(FileTransfer))
+    async with desk(tmp_path, durable=True, identity=us.identity) as us:
+        await us.until(lambda: us.said(FileTransfer))
+        (again,) = us.said(FileTransfer)
+        assert (again.transfer_id, again.file_name, again.file_data) == (receipt.id, "caf?.txt", b"coffee")
