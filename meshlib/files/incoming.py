@@ -65,7 +65,7 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """It is what was sent: move it into place."""
+    """It is what was sent: move it into place. If that cannot be, report it with :meth:`fail`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,9 @@ class Fetch:
         """What lies on the disk has been hashed."""
         if self._over:
             return []
-        self._verifying = False
         if (size, digest) == (self._size, self._sha256):
-            self._over = True
-            return [Deliver()]
+            return [Deliver()]  # nothing else happens until that is done, or fails
+        self._verifying = False
         if self._again:
             return self.fail("mismatch", "what arrived is not what was sent; nothing of it was kept")
         # A power cut may have taken what was written but not synced. Once more, from the start.
@@ -279,8 +278,7 @@ class Assembly:
             return []
         if fault:
             return self.fail("mismatch", fault)
-        self._over = True
-        return [Deliver()]
+        return [Deliver()]  # nothing else happens until that is done, or fails
 
     def fail(self, reason: str, detail: str) -> list[Wish]:
         """It cannot go on."""

@@ -165,8 +165,7 @@ class Receiver:
                     await anyio.to_thread.run_sync(self._folder.discard, part)
             for one in list(self._arriving.values()):
                 if one.record.place:
-                    await self._place(one.record)
-                    del self._arriving[one.key]
+                    await self._do(one, [Deliver()])
                 elif one.record.style == "whole" or not self._folder.has_part(self._stage(one.record)):
                     await self._forget(one)  # its message comes again, or its sender asks
                 else:
@@ -234,10 +233,12 @@ class Receiver:
         try:
             await anyio.to_thread.run_sync(folder.make_part, part)
             await anyio.to_thread.run_sync(folder.write, part, 0, data)
-            await self._place(record)
-        except TransferFailed:
+            received = await self._place(record)
+        except (TransferFailed, StoreError) as error:
             folder.discard(part)
-            raise
+            await anyio.to_thread.run_sync(self._journal.drop, _key(record))
+            raise _not_saved(error) from error
+        await self._announce(received)
 
     def _repeated(self, sender: Did, envelope: FileTransfer, digest: str) -> Received | None:
         known = self._received.get((sender, envelope.transfer_id))
@@ -355,9 +356,11 @@ class Receiver:
             try:
                 waiting += await self._do_one(one, waiting.pop(0))
             except (TransferFailed, StoreError) as error:
+                if one.key not in self._arriving:
+                    raise  # it is in place: what fails is our own store
                 log.warning("a file of %s cannot be kept: %s", one.record.peer, error.__cause__ or error)
-                reason = error.reason if isinstance(error, TransferFailed) else "failed"
-                waiting = one.core.fail(reason, "the recipient cannot save the file")
+                failed = _not_saved(error)
+                waiting = one.core.fail(failed.reason, str(failed))
 
     async def _do_one(self, one: _Arriving, wish: Wish) -> list[Wish]:
         assert self._folder is not None
@@ -385,9 +388,10 @@ class Receiver:
                 one.receipt.advance(TransferState.CHECKING, record.size)
                 self._spawn(self._verify, one)
             case Deliver():
-                await self._place(one.record)
+                received = await self._place(record)
                 self._drop(one)
-                folder.discard(self._part(one.record) + ".json")
+                folder.discard(self._part(record) + ".json")
+                await self._announce(received)
                 one.receipt.advance(TransferState.DONE, record.size)
             case Fail(reason, detail):
                 await self._forget(one)
@@ -442,8 +446,12 @@ class Receiver:
             sha256=digest,
         )
 
-    async def _place(self, record: Receiving) -> None:
-        """Move a whole file into place, and tell of it."""
+    async def _place(self, record: Receiving) -> Received:
+        """Move a whole file into place.
+
+        Raises:
+            TransferFailed, StoreError: it cannot be moved there, or not noted before. It is not there then.
+        """
         assert self._folder is not None
         folder, part = self._folder, self._part(record)
         if folder.has_part(part):
@@ -465,11 +473,15 @@ class Receiver:
             at=time.time(),
         )
         await self._note(received)
-        await self._announce(received)
+        return received
 
     async def _note(self, received: Received) -> None:
         self._received[received.peer, received.id] = received
-        await anyio.to_thread.run_sync(self._journal.put, _key(received), received)
+        try:
+            await anyio.to_thread.run_sync(self._journal.put, _key(received), received)
+        except StoreError as error:
+            # It lies in its place all the same; from the older record a restart finds it there, and tells of it again.
+            log.warning("a file of %s has arrived, which cannot be noted: %s", received.peer, error)
         while len(self._received) > REMEMBERED:
             _, oldest = self._received.popitem(last=False)
             await anyio.to_thread.run_sync(self._journal.drop, _key(oldest))
@@ -581,6 +593,13 @@ def _notice(received: Received) -> FileTransfer:
         transfer_id=received.id,
         sha256=received.sha256,
         saved_to=received.saved_to,
+    )
+
+
+def _not_saved(error: TransferFailed | StoreError) -> TransferFailed:
+    """What the peer is told; why is for our log."""
+    return (
+        error if isinstance(error, TransferFailed) else TransferFailed("failed", "the recipient cannot save the file")
     )
 
 

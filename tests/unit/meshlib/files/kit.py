@@ -26,7 +26,7 @@ from meshlib.wire.transfers import (
 
 US, PEER, EVE = (Did("did:mesh:" + letter * 32) for letter in "abe")
 CHUNK = 1_024
-PATIENCE = 20
+PATIENCE = 5
 
 
 class Desk:
@@ -39,6 +39,7 @@ class Desk:
         *,
         identity=None,
         durable=False,
+        folder=Folder,
         has_room=True,
         policy=lambda peer: True,
         quota=2**30,
@@ -53,7 +54,7 @@ class Desk:
         self.notices = []
         self.events = []
         self._news = anyio.Event()
-        self.folder = Folder(tmp_path / "in", quota, 10_000)
+        self.folder = folder(tmp_path / "in", quota, 10_000)
         (tmp_path / "store").mkdir(exist_ok=True)
         self.files = Files(
             name="us",
