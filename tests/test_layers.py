@@ -50,7 +50,9 @@ RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "jobs",
 RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
-SHELLS += tuple(f"meshlib.files.{name}" for name in ("answers", "receipts", "receiver", "sender", "service"))
+SHELLS += tuple(
+    f"meshlib.files.{name}" for name in ("answers", "arrivals", "receipts", "receiver", "sender", "service")
+)
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
 DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))
 TOOLS = tuple(

@@ -103,7 +103,7 @@ class Fetch:
         self._again = False
         self._verifying = False
         self._over = False
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = inf
 
     @property
@@ -169,13 +169,13 @@ class Fetch:
 
     def next_deadline(self) -> float:
         """When :meth:`tick` has something to do."""
-        return inf if self._verifying or self._over else min(self._ask_at, self._heard_at + KEEP)
+        return inf if self._verifying or self._over else min(self._ask_at, self.heard_at + KEEP)
 
     def tick(self, now: float) -> list[Wish]:
         """Time has passed."""
         if self._verifying or self._over:
             return []
-        if now >= self._heard_at + KEEP:
+        if now >= self.heard_at + KEEP:
             return self.fail("expired", f"nothing arrived for {KEEP / 3600:g} hours")
         if now < self._ask_at or not self._asked:
             return []
@@ -212,7 +212,7 @@ class Fetch:
         return [Ask((index,))]
 
     def _heard(self, now: float) -> None:
-        self._heard_at = now
+        self.heard_at = now
         self._tries = 0
         self._wait(now)
 
@@ -232,7 +232,7 @@ class Assembly:
         self._gaps = 0
         self._verifying = False
         self._over = False
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = now + GAP_AFTER
 
     @property
@@ -261,7 +261,7 @@ class Assembly:
                 return []  # missing still; it is asked for
         if not 0 < len(data) <= SLOT:
             return self.fail("mismatch", "a piece is empty or too large")
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = now + GAP_AFTER
         return [Write(index, index * SLOT, data)]
 
@@ -289,13 +289,13 @@ class Assembly:
 
     def next_deadline(self) -> float:
         """When :meth:`tick` has something to do."""
-        return inf if self._verifying or self._over else min(self._ask_at, self._heard_at + PIECES_FOR)
+        return inf if self._verifying or self._over else min(self._ask_at, self.heard_at + PIECES_FOR)
 
     def tick(self, now: float) -> list[Wish]:
         """Time has passed."""
         if self._verifying or self._over:
             return []
-        if now >= self._heard_at + PIECES_FOR:
+        if now >= self.heard_at + PIECES_FOR:
             return self.fail("expired", f"nothing arrived for {PIECES_FOR:g} seconds")
         if now < self._ask_at:
             return []

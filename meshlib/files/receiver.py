@@ -10,7 +10,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Protocol
@@ -22,6 +21,7 @@ from meshlib.client.events import FileReceived
 from meshlib.config import FilePolicy
 from meshlib.errors import MalformedFrame, MeshError, StoreError, TransferFailed
 from meshlib.files.answers import AGAIN, Answer, Answers
+from meshlib.files.arrivals import Arrivals, Arriving, Key
 from meshlib.files.folder import Folder, Usage, safe_name
 from meshlib.files.incoming import SLOT, WINDOW, Ask, Assembly, Deliver, Fail, Fetch, Save, Verify, Wish, Write
 from meshlib.files.journal import Journal
@@ -46,10 +46,6 @@ from meshlib.wire.transfers import (
 
 log = logging.getLogger("meshlib.files")
 
-AT_ONCE = 32
-"""Files that may be arriving; with two chunks of each on the way they take some 40 MiB of memory."""
-EACH = 4
-"""Of these, of one peer: more than ours sends at a time."""
 CHUNKS_ON_THE_WAY = 64
 """Chunks asked for and not come, over all files."""
 REMEMBERED = 1_000
@@ -62,19 +58,6 @@ class Notify(Protocol):
     """What is needed of a client to tell the application of a file, once."""
 
     async def __call__(self, sender: Did, key: str, payload: object) -> None: ...
-
-
-@dataclass(slots=True)
-class _Arriving:
-    """A file on its way to us."""
-
-    record: Receiving
-    core: Fetch | Assembly
-    receipt: FileReceipt
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.record.peer, self.record.id)
 
 
 class Receiver:
@@ -113,9 +96,9 @@ class Receiver:
         self._policy = policy
         self._spawn = spawn
         self._clock = clock
-        self._arriving: dict[tuple[str, str], _Arriving] = {}
-        self._received: OrderedDict[tuple[str, str], Received] = OrderedDict()
-        self._owed: OrderedDict[tuple[str, str], list[Answer]] = OrderedDict()
+        self._arriving = Arrivals()
+        self._received: OrderedDict[Key, Received] = OrderedDict()
+        self._owed: OrderedDict[Key, list[Answer]] = OrderedDict()
         self._pay_at = inf
         self._lock = anyio.Lock()
         self.due = anyio.Event()
@@ -123,11 +106,11 @@ class Receiver:
 
     def receipts(self) -> list[FileReceipt]:
         """Of everything that is on its way."""
-        return [one.receipt for one in self._arriving.values()]
+        return [one.receipt for one in self._arriving]
 
     def give_up(self, reason: MeshError | None) -> None:
         """Tell everybody who waits that nothing more will happen here."""
-        for one in self._arriving.values():
+        for one in self._arriving:
             one.receipt.give_up(reason)
 
     def announced(self, sender: Did, payload: object) -> bool:
@@ -146,7 +129,9 @@ class Receiver:
         if isinstance(record, Received):
             self._received[key] = record
         elif self._folder is not None:
-            self._arriving[key] = self._make(record)
+            one = self._make(record, len(self._arriving))
+            one.resting = True  # until its peer is there again
+            self._arriving.add(one)
 
     def sort(self) -> None:
         """The order in which files were received, once all of them are known."""
@@ -158,12 +143,12 @@ class Receiver:
         if self._folder is None:
             return
         async with self._lock:
-            known = {self._part(one.record) for one in self._arriving.values()}
+            known = {self._part(one.record) for one in self._arriving}
             known |= {part + ".json" for part in known}
             for part in await anyio.to_thread.run_sync(self._folder.parts):
                 if part.startswith(f"{self._owner}-") and part not in known:
                     await anyio.to_thread.run_sync(self._folder.discard, part)
-            for one in list(self._arriving.values()):
+            for one in self._arriving:
                 if one.record.place:
                     await self._do(one, [Deliver()])
                 elif one.record.style == "whole" or not self._folder.has_part(self._stage(one.record)):
@@ -213,7 +198,8 @@ class Receiver:
         if known is not None:
             await self._acknowledge(known)
             return
-        folder = await self._check(sender, len(envelope.file_data))
+        folder = self._check(sender)
+        await self._check_room(folder, len(envelope.file_data))
         if envelope.sha256 and envelope.sha256 != digest:
             raise TransferFailed("mismatch", "what arrived is not what was sent; nothing of it was kept")
         record = Receiving(
@@ -259,7 +245,8 @@ class Receiver:
             return
         one = self._arriving.get(key)
         if one is None:
-            folder = await self._check(sender, offer.size_bytes)
+            folder = self._check(sender)
+            await self._reserve(folder, sender, offer.size_bytes)
             record = Receiving(
                 id=offer.transfer_id,
                 peer=sender,
@@ -272,17 +259,20 @@ class Receiver:
                 started=time.time(),
             )
             one = await self._begin(folder, record)
+        elif not await self._returns(one):
+            raise _busy()
         await self._do(one, one.core.start(self._clock()))
 
     async def _manifest(self, sender: Did, manifest: TransferManifest) -> None:
         key = (sender, manifest.transfer_id)
-        if key in self._received or key in self._arriving:
+        if key in self._received or self._arriving.get(key) is not None:
             return
         if manifest.original_type != "file_transfer":
             raise TransferFailed("refused", "only files may be sent in pieces")
         if manifest.total_bytes > MAX_PIECES * MAX_PIECE:
             raise TransferFailed("refused", f"a message in pieces has at most {MAX_PIECES * MAX_PIECE} characters")
-        folder = await self._check(sender, 2 * manifest.total_bytes)  # the text, and the file that is in it
+        folder = self._check(sender)
+        await self._reserve(folder, sender, 2 * manifest.total_bytes)  # the text, and the file that is in it
         record = Receiving(
             id=manifest.transfer_id,
             peer=sender,
@@ -298,7 +288,7 @@ class Receiver:
 
     async def _chunk(self, sender: Did, chunk: TransferChunk) -> None:
         one = self._arriving.get((sender, chunk.transfer_id))
-        if one is not None:
+        if one is not None and await self._returns(one):
             await self._do(one, one.core.take(chunk, self._clock()))
 
     async def _cancelled(self, sender: Did, cancel: TransferCancel) -> None:
@@ -308,37 +298,64 @@ class Receiver:
             detail = cancel.error or "the sender cancelled the transfer"
             one.receipt.advance(TransferState.CANCELLED, None, detail, "cancelled")
 
-    async def _check(self, sender: Did, size: int) -> Folder:
-        """Whether a file of this size may come from this peer.
+    def _check(self, sender: Did) -> Folder:
+        """Whether a file may come from this peer.
 
         Raises:
-            TransferFailed: no. The peer learns whether it is unwanted or too large, and nothing else.
+            TransferFailed: no. The peer learns that it is unwanted, and nothing else.
         """
         if self._folder is None or not self._policy(sender):
             raise TransferFailed("refused", "the recipient takes no files of this sender")
-        of_sender = sum(one.record.peer == sender for one in self._arriving.values())
-        if len(self._arriving) >= AT_ONCE or of_sender >= EACH:
-            raise TransferFailed("busy", "the recipient has its hands full with other files")
-        promised = sum(max(0, one.record.size - one.core.received_bytes) for one in self._arriving.values())
-        await anyio.to_thread.run_sync(self._folder.check_room, size, Usage(promised, 0))
         return self._folder
 
-    async def _begin(self, folder: Folder, record: Receiving) -> _Arriving:
+    async def _reserve(self, folder: Folder, sender: str, size: int) -> None:
+        """Find a place for a file that comes in parts, and room on the disk. Who is silent makes way.
+
+        Raises:
+            TransferFailed: there is none.
+        """
+        if not self._arriving.has_place(sender, self._clock()):
+            raise _busy()
+        await self._check_room(folder, size)
+
+    async def _check_room(self, folder: Folder, size: int) -> None:
+        try:
+            await anyio.to_thread.run_sync(folder.check_room, size, Usage(self._arriving.promised, 0))
+        except TransferFailed:
+            self._arriving.rest_idle(self._clock())  # what they promised to fill is free again
+            await anyio.to_thread.run_sync(folder.check_room, size, Usage(self._arriving.promised, 0))
+
+    async def _returns(self, one: Arriving) -> bool:
+        """Whether a file has its place: one that rests gets a new one if its peer is there again, and there is one."""
+        if one.resting and self._folder is not None:
+            missing = max(0, one.record.size - one.core.received_bytes)
+            try:
+                await self._reserve(self._folder, one.record.peer, missing)
+            except TransferFailed:
+                return False
+            one.resting = False
+        return True
+
+    async def _begin(self, folder: Folder, record: Receiving) -> Arriving:
+        for silent in self._arriving.surplus():
+            await self._forget(silent)
+            silent.receipt.advance(TransferState.FAILED, None, "it was silent, and others need the room", "expired")
+            await self._answers.refuse(silent.record.peer, _refusal(silent.record.id, silent.record.name, _busy()))
         await anyio.to_thread.run_sync(folder.make_part, self._stage(record))
-        one = self._make(record)
+        one = self._make(record, len(self._arriving.placed()))
         try:
             await anyio.to_thread.run_sync(self._journal.put, _key(record), record)
         except StoreError as error:
             folder.discard(self._stage(record))
             raise TransferFailed("failed", "the recipient cannot save the file") from error
-        self._arriving[one.key] = one
+        self._arriving.add(one)
         return one
 
-    def _make(self, record: Receiving) -> _Arriving:
+    def _make(self, record: Receiving, others: int) -> Arriving:
         now = self._clock()
         core: Fetch | Assembly
         if record.style == "pulled":
-            core = Fetch(record, now, min(WINDOW, CHUNKS_ON_THE_WAY // (len(self._arriving) + 1)))
+            core = Fetch(record, now, min(WINDOW, CHUNKS_ON_THE_WAY // (others + 1)))
         else:
             core = Assembly(record, now)
         assert self._folder is not None
@@ -346,23 +363,23 @@ class Receiver:
         receipt = FileReceipt(
             record.id, Did(record.peer), self._folder.path, record.name, record.size, cancel, incoming=True
         )
-        return _Arriving(record, core, receipt)
+        return Arriving(record, core, receipt)
 
     # --- what the core wishes ----------------------------------------------------------------------------------------
 
-    async def _do(self, one: _Arriving, wishes: list[Wish]) -> None:
+    async def _do(self, one: Arriving, wishes: list[Wish]) -> None:
         waiting = list(wishes)
         while waiting:
             try:
                 waiting += await self._do_one(one, waiting.pop(0))
             except (TransferFailed, StoreError) as error:
-                if one.key not in self._arriving:
+                if self._arriving.get(one.key) is not one:
                     raise  # it is in place: what fails is our own store
                 log.warning("a file of %s cannot be kept: %s", one.record.peer, error.__cause__ or error)
                 failed = _not_saved(error)
                 waiting = one.core.fail(failed.reason, str(failed))
 
-    async def _do_one(self, one: _Arriving, wish: Wish) -> list[Wish]:
+    async def _do_one(self, one: Arriving, wish: Wish) -> list[Wish]:
         assert self._folder is not None
         folder, record, core = self._folder, one.record, one.core
         match wish:
@@ -389,7 +406,7 @@ class Receiver:
                 self._spawn(self._verify, one)
             case Deliver():
                 received = await self._place(record)
-                self._drop(one)
+                self._arriving.drop(one)
                 folder.discard(self._part(record) + ".json")
                 await self._announce(received)
                 one.receipt.advance(TransferState.DONE, record.size)
@@ -399,7 +416,7 @@ class Receiver:
                 await self._owe(one.key, _refusal(record.id, record.name, TransferFailed(reason, detail)))
         return []
 
-    async def _verify(self, one: _Arriving) -> None:
+    async def _verify(self, one: Arriving) -> None:
         """Look at what lies on the disk; hashing a large file takes seconds, in which others go on."""
         assert self._folder is not None
         core, folder = one.core, self._folder
@@ -416,7 +433,7 @@ class Receiver:
         except TransferFailed as error:
             wishes = core.fail(error.reason, str(error))
         async with self._lock:
-            if one.key in self._arriving:
+            if self._arriving.get(one.key) is one:
                 await self._do(one, wishes)
         self._wake()
 
@@ -518,14 +535,14 @@ class Receiver:
         else:
             await self._owe(key, ack)
 
-    async def _owe(self, key: tuple[str, str], *answers: Answer) -> None:
+    async def _owe(self, key: Key, *answers: Answer) -> None:
         """Tell a peer what has become of its file: now, or as soon as there is room."""
         self._owed[key] = list(answers)
         if len(self._owed) > REMEMBERED:
             self._owed.popitem(last=False)
         await self._pay(key)
 
-    async def _pay(self, key: tuple[str, str]) -> None:
+    async def _pay(self, key: Key) -> None:
         peer, answers = key[0], self._owed[key]
         while answers:
             if not await self._answers.say(peer, answers[0]):
@@ -537,21 +554,18 @@ class Receiver:
         if received is not None and not received.told:
             await self._note(replace(received, told=True))
 
-    async def _cancel(self, key: tuple[str, str]) -> None:
+    async def _cancel(self, key: Key) -> None:
         async with self._lock:
             one = self._arriving.get(key)
             if one is not None:
                 await self._do(one, one.core.fail("cancelled", "the recipient cancelled the transfer"))
 
-    async def _forget(self, one: _Arriving) -> None:
-        self._drop(one)
+    async def _forget(self, one: Arriving) -> None:
+        self._arriving.drop(one)
         if self._folder is not None:
             await anyio.to_thread.run_sync(self._folder.discard, self._part(one.record))
             await anyio.to_thread.run_sync(self._folder.discard, self._part(one.record) + ".json")
         await anyio.to_thread.run_sync(self._journal.drop, _key(one.record))
-
-    def _drop(self, one: _Arriving) -> None:
-        self._arriving.pop(one.key, None)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -559,12 +573,12 @@ class Receiver:
         """Ask again, and give up, when it is time to."""
         while True:
             self.due = anyio.Event()
-            deadline = min([self._pay_at, *(one.core.next_deadline() for one in self._arriving.values())])
+            deadline = min([self._pay_at, *(one.core.next_deadline() for one in self._arriving)])
             with anyio.move_on_after(max(0.0, deadline - self._clock())):
                 await self.due.wait()
                 continue
             async with self._lock:
-                for one in list(self._arriving.values()):
+                for one in self._arriving:
                     await self._do(one, one.core.tick(self._clock()))
                 if self._pay_at <= self._clock():
                     self._pay_at = inf
@@ -594,6 +608,10 @@ def _notice(received: Received) -> FileTransfer:
         sha256=received.sha256,
         saved_to=received.saved_to,
     )
+
+
+def _busy() -> TransferFailed:
+    return TransferFailed("busy", "the recipient has its hands full with other files: it is to be offered again")
 
 
 def _not_saved(error: TransferFailed | StoreError) -> TransferFailed:
