@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from meshlib.buckets import Buckets, Rate
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import FINAL, Receipt
-from meshlib.errors import QueueFull
+from meshlib.errors import QueueFull, RelayRefused
 from meshlib.wire.transfers import (
     FileTransferAck,
     TransferCancel,
@@ -32,6 +32,9 @@ REFUSALS = Rate(burst=100, per_second=0.1)
 again every 30 s while our hands are full."""
 AGAIN = 5.0
 """Seconds until what found no room is said again."""
+
+LATER = (QueueFull, RelayRefused)
+"""Why a message cannot be posted now, and can be once the outbox has room, or the caller has connected again."""
 
 Answer = FileTransferAck | TransferCancel | TransferChunkRequest | TransferComplete
 
@@ -70,13 +73,13 @@ class Answers:
         self._untaken: dict[str, list[Receipt]] = {}
 
     async def say(self, peer: str, answer: Answer) -> bool:
-        """Send an answer. Returns whether there was room for it; if not, it is for the caller to try later."""
+        """Send an answer. Returns whether it was posted; if not, it is for the caller to try later."""
         if not self._has_room(peer):
             return False
         signed = replace(answer, from_agent=self._name, timestamp=self._stamp())
         try:
             receipt = await self._post(peer, write_transfer(signed))
-        except QueueFull:
+        except LATER:
             return False
         self._untaken.setdefault(peer, []).append(receipt)
         return True

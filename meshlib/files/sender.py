@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import FINAL, Receipt
 from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
-from meshlib.files.answers import Answers, Post
+from meshlib.files.answers import LATER, Answers, Post
 from meshlib.files.journal import Journal
 from meshlib.files.outgoing import (
     Ended,
@@ -449,8 +449,8 @@ class Sender:
             news = moving.news
             try:
                 receipt = await self._post(moving.record.peer, write_transfer(envelope))
-            except QueueFull:
-                # Other messages fill the outbox. It empties as they are delivered; nothing tells when.
+            except LATER:
+                # An outbox full of other messages empties as they are delivered; nothing tells when.
                 with anyio.move_on_after(ROOM_AGAIN):
                     await news.wait()
                 continue

@@ -49,6 +49,7 @@ class Desk:
         self.now = 1_000.0
         self.has_room = has_room
         self.turned_away = 0
+        self.fault = QueueFull("full")
         self.receipts = []
         self.sent = []
         self.notices = []
@@ -77,7 +78,7 @@ class Desk:
         if not self.has_room:
             self.turned_away += 1
             self._ring()
-            raise QueueFull("full")
+            raise self.fault
         receipt = Receipt(MessageId(f"m{len(self.receipts)}"), peer)
         self.receipts.append(receipt)
         self.sent.append((peer, read_transfer(payload)))

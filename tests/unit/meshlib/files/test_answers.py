@@ -2,6 +2,7 @@
 
 import pytest
 
+from meshlib.errors import QueueFull, RelayRefused
 from meshlib.files.answers import AGAIN, IN_ALL, OF_ONE, REFUSALS
 from meshlib.identity import Did
 from meshlib.wire.transfers import FileTransferAck, TransferCancel, TransferChunkRequest, TransferComplete
@@ -80,8 +81,10 @@ async def test_an_ack_that_finds_the_outbox_full_is_sent_when_there_is_room(tmp_
         assert len(us.said(FileTransferAck)) == len(us.notices) == len(us.events) == 1
 
 
-async def test_a_question_that_finds_the_outbox_full_is_asked_when_there_is_room(tmp_path):
+@pytest.mark.parametrize("fault", [QueueFull("full"), RelayRefused(4006, "somebody else has this identity")])
+async def test_a_question_that_cannot_be_posted_is_asked_when_it_can(tmp_path, fault):
     async with desk(tmp_path) as us:
+        us.fault = fault
         us.has_room = False
         await us.hear(offer(DATA))
         us.has_room = True

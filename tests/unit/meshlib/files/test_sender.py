@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from meshlib.errors import TransferFailed
+from meshlib.errors import QueueFull, RelayRefused, TransferFailed
 from meshlib.files.receipts import TransferState
 from meshlib.wire.transfers import FileOffer, FileTransfer, TransferCancel, TransferChunk, TransferChunkRequest
 from tests.unit.meshlib.files.kit import PATIENCE, PEER, desk
@@ -42,8 +42,10 @@ async def test_a_file_that_waits_for_room_can_be_cancelled(tmp_path):
         assert [cancel.transfer_id for cancel in us.said(TransferCancel)] == [receipt.id]
 
 
-async def test_parts_of_a_file_wait_for_room_in_the_outbox(tmp_path):
+@pytest.mark.parametrize("fault", [QueueFull("full"), RelayRefused(4006, "somebody else has this identity")])
+async def test_parts_of_a_file_wait_while_nothing_can_be_posted(tmp_path, fault):
     async with desk(tmp_path) as us:
+        us.fault = fault
         receipt = await us.files.send(PEER, make(tmp_path, 200_000), "", None)
         await us.until(lambda: us.said(FileOffer))
         us.has_room = False
