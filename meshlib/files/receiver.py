@@ -143,6 +143,7 @@ class Receiver:
         if self._folder is None:
             return
         async with self._lock:
+            untold = [one for one in self._received.values() if not one.told]
             known = {self._part(one.record) for one in self._arriving}
             known |= {part + ".json" for part in known}
             for part in await anyio.to_thread.run_sync(self._folder.parts):
@@ -155,9 +156,8 @@ class Receiver:
                     await self._forget(one)  # its message comes again, or its sender asks
                 else:
                     await self._do(one, one.core.start(self._clock()))
-            for record in list(self._received.values()):
-                if not record.told:
-                    await self._announce(record)
+            for received in untold:
+                await self._announce(received)
 
     # --- what peers say ----------------------------------------------------------------------------------------------
 
@@ -441,11 +441,12 @@ class Receiver:
         """Take the file out of an envelope that came in pieces. Its text has at most 40 Mi characters."""
         stage, part = self._stage(record), self._part(record)
         pieces = [folder.read(stage, index * SLOT, length) for index, length in enumerate(record.lengths)]
-        text = b"".join(pieces).decode("utf-8", "surrogatepass")
-        del pieces
         try:
+            # Not every piece is text: one that fits its hash may have been base64 of anything.
+            text = b"".join(pieces).decode("utf-8", "surrogatepass")
+            del pieces
             envelope = read_transfer(parse_json(text), record.id)
-        except MalformedFrame as error:
+        except (UnicodeDecodeError, MalformedFrame) as error:
             raise TransferFailed("mismatch", "the pieces are no file_transfer") from error
         del text
         if not isinstance(envelope, FileTransfer) or envelope.file_data is None:

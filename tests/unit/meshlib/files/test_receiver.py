@@ -2,14 +2,17 @@
 
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 
 from meshlib.errors import TransferFailed
 from meshlib.files.answers import AGAIN
 from meshlib.files.folder import Folder
+from meshlib.files.pieces import manifest_hash
 from meshlib.files.service import JOURNAL
-from meshlib.wire.transfers import FileTransferAck
+from meshlib.wire.encoding import b64
+from meshlib.wire.transfers import FileTransferAck, TransferChunk, TransferManifest
 from tests.unit.meshlib.files.kit import CHUNK, chunk, desk, in_pieces, offer, whole
 
 pytestmark = pytest.mark.anyio
@@ -70,3 +73,25 @@ async def test_what_is_in_place_is_told_of_even_if_that_cannot_be_noted(tmp_path
         assert len(us.notices) == len(us.names()) == 1
         await us.pass_time(AGAIN)
         assert us.files.receipts() == []
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b"[" * 100_000, b"{}", b'{"type":"file_transfer"}'], ids=["binary", "deep", "empty", "short"]
+)
+async def test_pieces_that_are_no_file_fail_and_nothing_else_does(tmp_path, text):
+    digest = sha256(text).hexdigest()
+    manifest = TransferManifest(
+        transfer_id="p1",
+        original_type="file_transfer",
+        total_chunks=1,
+        total_bytes=len(text),
+        chunk_hashes=(digest,),
+        manifest_hash=manifest_hash((digest,)),
+    )
+    piece = TransferChunk(transfer_id="p1", chunk_index=0, total_chunks=1, data=b64(text), hash=digest)
+    async with desk(tmp_path) as us:
+        await us.hear(manifest)
+        await us.hear(piece)
+        await us.until(lambda: us.said(FileTransferAck))
+        assert us.said(FileTransferAck)[0].reason == "mismatch"
+        assert us.files.receipts() == us.notices == list(us.folder.path.iterdir()) == []
