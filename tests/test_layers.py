@@ -51,7 +51,8 @@ RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.__init__")
 SHELLS += tuple(
-    f"meshlib.files.{name}" for name in ("answers", "arrivals", "receipts", "receiver", "sender", "service")
+    f"meshlib.files.{name}"
+    for name in ("answers", "arrivals", "ledger", "receipts", "receiver", "sender", "service", "staging")
 )
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
 DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))

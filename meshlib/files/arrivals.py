@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from meshlib.files.incoming import Assembly, Fetch
 from meshlib.files.receipts import FileReceipt, TransferState
-from meshlib.files.records import Receiving
+from meshlib.files.records import Key, Receiving
 
 AT_ONCE = 32
 """Files that have a place; with two chunks of each on the way they take some 40 MiB of memory."""
@@ -23,9 +23,6 @@ IDLE_AFTER = 180.0
 """Seconds without a chunk after which a file makes way: a line of 30 kbit/s carries the largest in less."""
 RESTING = 256
 """Files that may rest. Each costs a record and a file on the disk; beyond them the one least come is forgotten."""
-
-Key = tuple[str, str]
-"""Peer and id: an id is its sender's choice, and counts together with whose it is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +38,7 @@ class Arriving:
     @property
     def key(self) -> Key:
         """Its peer and id."""
-        return (self.record.peer, self.record.id)
+        return self.record.key
 
 
 class Arrivals:

@@ -16,10 +16,12 @@ from meshlib.errors import MalformedFrame, MeshError, PeerError
 from meshlib.files.answers import Answers, Post
 from meshlib.files.folder import Folder
 from meshlib.files.journal import FolderJournal, Journal, MemoryJournal
+from meshlib.files.ledger import Ledger, Notify
 from meshlib.files.receipts import FileReceipt, OnTransfer
-from meshlib.files.receiver import Notify, Receiver
+from meshlib.files.receiver import Receiver
 from meshlib.files.records import Received, Receiving, Sending
 from meshlib.files.sender import Sender
+from meshlib.files.staging import Staging
 from meshlib.identity import Did, Identity
 from meshlib.wire.envelopes import Pong, envelope_type
 from meshlib.wire.transfers import (
@@ -83,7 +85,9 @@ class Files:
         self._spawn = spawn
         answers = Answers(name, post, stamp, has_receipts, clock)
         self._sender = Sender(name, post, answers, self._journal, spawn, stamp, payload, has_receipts, clock)
-        self._receiver = Receiver(did, answers, notify, tell, self._journal, folder, policy, spawn, clock)
+        self._ledger = Ledger(answers, notify, tell, self._journal, clock)
+        staging = Staging(did, folder, self._journal) if folder is not None else None
+        self._receiver = Receiver(answers, self._ledger, staging, policy, spawn, clock)
         self._resumed: list[Sending] = []
 
     async def open(self) -> None:
@@ -92,9 +96,11 @@ class Files:
             match record:
                 case Sending():
                     self._resumed.append(record)
-                case Receiving() | Received():
+                case Receiving():
                     self._receiver.restore(record)
-        self._receiver.sort()
+                case Received():
+                    self._ledger.restore(record)
+        self._ledger.sort()
 
     async def start(self) -> None:
         """Go on with it."""
@@ -134,7 +140,7 @@ class Files:
                     return False
                 return envelope is not None and self._sender.claims(sender, envelope)
             case "file_transfer":
-                return not self._receiver.announced(sender, payload)
+                return not self._ledger.announced(sender, payload)
             case _:
                 return is_transfer(payload)
 
