@@ -308,7 +308,9 @@ class Sender:
             while True:
                 news = moving.news
                 while moving.wishes:
-                    await self._do(moving, moving.wishes.pop(0))
+                    wish = moving.wishes.pop(0)
+                    if not core.over or isinstance(wish, SendCancel):  # a file that ended before its turn is not open
+                        await self._do(moving, wish)
                 if core.over:
                     return
                 batch = [index for _ in range(ABREAST) if (index := core.next_chunk()) is not None]
@@ -531,7 +533,10 @@ def _open(record: Sending) -> int:
 
 def _pread(fd: int, record: Sending, offset: int, size: int) -> bytes:
     """Bytes of the file that was inspected, or an error: never of another one."""
-    found = os.fstat(fd)
+    try:
+        found = os.fstat(fd)
+    except OSError as error:
+        raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
     if (found.st_size, _stamp_of(found)) != (record.size, record.stamp):
         raise _Unreadable("the file has changed since it was to be sent")
     wanted = min(size, record.size - offset)

@@ -8,7 +8,15 @@ import pytest
 
 from meshlib.errors import QueueFull, RelayRefused, TransferFailed
 from meshlib.files.receipts import TransferState
-from meshlib.wire.transfers import FileOffer, FileTransfer, TransferCancel, TransferChunk, TransferChunkRequest
+from meshlib.files.sender import EACH
+from meshlib.wire.transfers import (
+    FileOffer,
+    FileTransfer,
+    TransferCancel,
+    TransferChunk,
+    TransferChunkRequest,
+    TransferManifest,
+)
 from tests.unit.meshlib.files.kit import PATIENCE, PEER, desk
 
 pytestmark = pytest.mark.anyio
@@ -66,3 +74,15 @@ async def test_a_file_whose_name_is_not_utf8_is_sent_over_restarts_under_a_name_
         await us.until(lambda: us.said(FileTransfer))
         (again,) = us.said(FileTransfer)
         assert (again.transfer_id, again.file_name, again.file_data) == (receipt.id, "caf?.txt", b"coffee")
+
+
+async def test_a_file_that_ends_before_its_turn_is_not_read_any_more(tmp_path):
+    async with desk(tmp_path) as us:
+        path = make(tmp_path, 200_000)
+        receipts = [await us.files.send(PEER, path, "", None) for _ in range(EACH + 1)]
+        await us.until(lambda: len(us.said(FileOffer)) == EACH)
+        await us.hear({"type": "mesh:pong", "nonce": receipts[-1].id})
+        await us.hear(TransferCancel(transfer_id=receipts[-1].id))
+        with pytest.raises(TransferFailed):
+            await receipts[-1].wait()
+        assert us.said(TransferManifest) == []
