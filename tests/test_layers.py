@@ -74,7 +74,10 @@ RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "answer
 RUNTIMES = ("meshlib.responder.runtimes",)
 RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.outcomes", "meshlib.responder.__init__")
-SHELLS += tuple(f"meshlib.files.{name}" for name in ("receipts", "receiver", "sender", "service"))
+SHELLS += tuple(
+    f"meshlib.files.{name}"
+    for name in ("answers", "arrivals", "ledger", "receipts", "receiver", "sender", "service", "staging")
+)
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
 DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))
 TOOLS = tuple(

@@ -233,6 +233,7 @@ class MeshClient:
             folder=folder,
             policy=config.files_from,
             post=self.send,
+            answer=self._answer,
             notify=self._leave_notice,
             tell=self._tell,
             spawn=self._spawn,
@@ -364,8 +365,8 @@ class MeshClient:
             await receipt.wait(wait)
         return receipt
 
-    async def _answer(self, peer: Did, payload: object) -> Receipt:
-        return await self._post(peer, payload, answer=True)
+    async def _answer(self, peer: str, payload: object) -> Receipt:
+        return await self._post(await self.resolve(peer), payload, answer=True)
 
     async def _post(
         self, did: Did, payload: object, chosen: MessageId | None = None, *, answer: bool = False

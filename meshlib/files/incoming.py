@@ -65,7 +65,7 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """It is what was sent: move it into place."""
+    """It is what was sent: move it into place. If that cannot be, report it with :meth:`fail`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Fetch:
         self._again = False
         self._verifying = False
         self._over = False
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = inf
 
     @property
@@ -149,10 +149,9 @@ class Fetch:
         """What lies on the disk has been hashed."""
         if self._over:
             return []
-        self._verifying = False
         if (size, digest) == (self._size, self._sha256):
-            self._over = True
-            return [Deliver()]
+            return [Deliver()]  # nothing else happens until that is done, or fails
+        self._verifying = False
         if self._again:
             return self.fail("mismatch", "what arrived is not what was sent; nothing of it was kept")
         # A power cut may have taken what was written but not synced. Once more, from the start.
@@ -170,19 +169,24 @@ class Fetch:
 
     def next_deadline(self) -> float:
         """When :meth:`tick` has something to do."""
-        return inf if self._verifying or self._over else min(self._ask_at, self._heard_at + KEEP)
+        return inf if self._verifying or self._over else min(self._ask_at, self.heard_at + KEEP)
 
     def tick(self, now: float) -> list[Wish]:
         """Time has passed."""
         if self._verifying or self._over:
             return []
-        if now >= self._heard_at + KEEP:
+        if now >= self.heard_at + KEEP:
             return self.fail("expired", f"nothing arrived for {KEEP / 3600:g} hours")
         if now < self._ask_at or not self._asked:
             return []
         self._tries += 1
         self._wait(now)
         return [Ask(tuple(self._asked))]
+
+    def put_off(self, until: float) -> None:
+        """What was to be asked found no room in the outbox."""
+        self._ask_at = until
+        self._tries = 0
 
     def _go_on(self, now: float) -> list[Wish]:
         if self.have == self.total:
@@ -208,7 +212,7 @@ class Fetch:
         return [Ask((index,))]
 
     def _heard(self, now: float) -> None:
-        self._heard_at = now
+        self.heard_at = now
         self._tries = 0
         self._wait(now)
 
@@ -228,7 +232,7 @@ class Assembly:
         self._gaps = 0
         self._verifying = False
         self._over = False
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = now + GAP_AFTER
 
     @property
@@ -257,7 +261,7 @@ class Assembly:
                 return []  # missing still; it is asked for
         if not 0 < len(data) <= SLOT:
             return self.fail("mismatch", "a piece is empty or too large")
-        self._heard_at = now
+        self.heard_at = now
         self._ask_at = now + GAP_AFTER
         return [Write(index, index * SLOT, data)]
 
@@ -274,8 +278,7 @@ class Assembly:
             return []
         if fault:
             return self.fail("mismatch", fault)
-        self._over = True
-        return [Deliver()]
+        return [Deliver()]  # nothing else happens until that is done, or fails
 
     def fail(self, reason: str, detail: str) -> list[Wish]:
         """It cannot go on."""
@@ -286,19 +289,24 @@ class Assembly:
 
     def next_deadline(self) -> float:
         """When :meth:`tick` has something to do."""
-        return inf if self._verifying or self._over else min(self._ask_at, self._heard_at + PIECES_FOR)
+        return inf if self._verifying or self._over else min(self._ask_at, self.heard_at + PIECES_FOR)
 
     def tick(self, now: float) -> list[Wish]:
         """Time has passed."""
         if self._verifying or self._over:
             return []
-        if now >= self._heard_at + PIECES_FOR:
+        if now >= self.heard_at + PIECES_FOR:
             return self.fail("expired", f"nothing arrived for {PIECES_FOR:g} seconds")
         if now < self._ask_at:
             return []
         self._gaps += 1
         self._ask_at = now + GAP_AFTER if self._gaps < GAPS else inf
         return [Ask(tuple(index for index, length in enumerate(self.lengths) if not length))]
+
+    def put_off(self, until: float) -> None:
+        """What was to be asked found no room in the outbox."""
+        self._ask_at = until
+        self._gaps -= 1
 
     def _go_on(self) -> list[Wish]:
         if not all(self.lengths):

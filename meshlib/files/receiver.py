@@ -1,180 +1,113 @@
-"""Receives files: writes them, and does what :mod:`meshlib.files.incoming` wishes.
+"""Receives files: decides which may come, and does what :mod:`meshlib.files.incoming` wishes.
 
-Owns the order of steps at the end: the hash fits what lies on the disk, then the place is noted, then the file is moved
-there, then that it is there is noted, then the application and the peer are told. A process that is killed between two
-of them goes on with the next one.
+Owns the order of steps at the end: the hash fits what lies on the disk, then the file is moved into place, then that it
+is there is noted, then the application and the peer are told. A process that is killed between two of them goes on with
+the next one. Leaves the disk to :mod:`meshlib.files.staging`, and telling to :mod:`meshlib.files.ledger`.
 """
 
-import hashlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from hashlib import sha256
 
 import anyio
 from msgspec.structs import replace
 
-from meshlib.client.events import FileReceived
 from meshlib.config import FilePolicy
 from meshlib.errors import MalformedFrame, MeshError, StoreError, TransferFailed
-from meshlib.files.folder import Folder, Usage, safe_name
-from meshlib.files.incoming import SLOT, WINDOW, Ask, Assembly, Deliver, Fail, Fetch, Save, Verify, Wish, Write
-from meshlib.files.journal import Journal
+from meshlib.files.answers import AGAIN, Answers
+from meshlib.files.arrivals import Arrivals, Arriving
+from meshlib.files.incoming import WINDOW, Ask, Assembly, Deliver, Fail, Fetch, Save, Verify, Wish, Write
+from meshlib.files.ledger import Ledger, refusal
 from meshlib.files.receipts import FileReceipt, TransferState
-from meshlib.files.records import Received, Receiving
-from meshlib.files.sender import Post
+from meshlib.files.records import Key, Receiving
+from meshlib.files.staging import Staging, digest_of, not_saved
 from meshlib.identity import Did
 from meshlib.logs import LogEvent
-from meshlib.wire.encoding import parse_json
 from meshlib.wire.transfers import (
     MAX_PIECE,
     MAX_PIECES,
     FileOffer,
     FileTransfer,
-    FileTransferAck,
     TransferCancel,
     TransferChunk,
     TransferChunkRequest,
-    TransferComplete,
     TransferManifest,
-    read_transfer,
-    write_transfer,
 )
 
 log = logging.getLogger("meshlib.files")
 
-AT_ONCE = 32
-"""Files that may be arriving; with two chunks of each on the way they take some 40 MiB of memory."""
-EACH = 4
-"""Of these, of one peer: more than ours sends at a time."""
 CHUNKS_ON_THE_WAY = 64
 """Chunks asked for and not come, over all files."""
-REMEMBERED = 1_000
-"""Received files remembered, to tell a repetition: as many as may wait in the inbox."""
-REPEATED_WITHIN = 300.0
-"""Seconds in which the same file of the same peer is a repetition: senders in the field try three times in a minute."""
-
-
-class Notify(Protocol):
-    """What is needed of a client to tell the application of a file, once."""
-
-    async def __call__(self, sender: Did, key: str, payload: object) -> None: ...
-
-
-@dataclass(slots=True)
-class _Arriving:
-    """A file on its way to us."""
-
-    record: Receiving
-    core: Fetch | Assembly
-    receipt: FileReceipt
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.record.peer, self.record.id)
 
 
 class Receiver:
     """Files of peers on their way.
 
     Args:
-        name: the display name peers are told.
-        owner: our DID; keeps unfinished files of several agents with one folder apart.
-        post: sends a payload.
-        notify: puts a notice into the application's inbox.
-        tell: tells an event.
-        journal: where files on their way are noted.
-        folder: where they go; ``None`` takes no files.
+        answers: tells peers.
+        ledger: knows what has arrived.
+        staging: where it lies meanwhile; ``None`` takes no files.
         policy: whose.
         spawn: runs a task until the client is left.
-        stamp: the current time as text.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        name: str,
-        owner: Did,
-        post: Post,
-        notify: Notify,
-        tell: Callable[[FileReceived], None],
-        journal: Journal,
-        folder: Folder | None,
+        answers: Answers,
+        ledger: Ledger,
+        staging: Staging | None,
         policy: FilePolicy,
         spawn: Callable[..., None],
-        stamp: Callable[[], str],
+        clock: Callable[[], float],
     ) -> None:
-        self._name = name
-        self._owner = hashlib.sha256(owner.encode()).hexdigest()[:8]
-        self._post = post
-        self._notify = notify
-        self._tell = tell
-        self._journal = journal
-        self._folder = folder
+        self._answers = answers
+        self._ledger = ledger
+        self._staging = staging
         self._policy = policy
         self._spawn = spawn
-        self._stamp = stamp
-        self._arriving: dict[tuple[str, str], _Arriving] = {}
-        self._received: OrderedDict[tuple[str, str], Received] = OrderedDict()
+        self._clock = clock
+        self._arriving = Arrivals()
         self._lock = anyio.Lock()
-        self.due = anyio.Event()
-        """Set when the next deadline may have become an earlier one."""
+        self._due = anyio.Event()
 
     def receipts(self) -> list[FileReceipt]:
         """Of everything that is on its way."""
-        return [one.receipt for one in self._arriving.values()]
+        return [one.receipt for one in self._arriving]
 
     def give_up(self, reason: MeshError | None) -> None:
         """Tell everybody who waits that nothing more will happen here."""
-        for one in self._arriving.values():
+        for one in self._arriving:
             one.receipt.give_up(reason)
-
-    def announced(self, sender: Did, payload: object) -> bool:
-        """Whether a message is a notice of ours. Anybody can write one; ours tells of a file that this sender sent."""
-        if not isinstance(payload, dict) or "saved_to" not in payload:
-            return False
-        named = payload.get("transfer_id")
-        found = self._received.get((sender, named)) if isinstance(named, str) else None
-        return found is not None and payload == write_transfer(_notice(found))
 
     # --- after a restart ---------------------------------------------------------------------------------------------
 
-    def restore(self, record: Receiving | Received) -> None:
+    def restore(self, record: Receiving) -> None:
         """Know again what was noted before the process ended."""
-        key = (record.peer, record.id)
-        if isinstance(record, Received):
-            self._received[key] = record
-        elif self._folder is not None:
-            self._arriving[key] = self._make(record)
-
-    def sort(self) -> None:
-        """The order in which files were received, once all of them are known."""
-        for key in sorted(self._received, key=lambda key: self._received[key].at):
-            self._received.move_to_end(key)
+        if self._staging is not None:
+            one = self._make(self._staging, record, len(self._arriving))
+            one.resting = True  # until its peer is there again
+            self._arriving.add(one)
 
     async def resume(self) -> None:
         """Go on with what was on its way."""
-        if self._folder is None:
+        staging = self._staging
+        if staging is None:
             return
         async with self._lock:
-            known = {self._part(one.record) for one in self._arriving.values()}
-            known |= {part + ".json" for part in known}
-            for part in await anyio.to_thread.run_sync(self._folder.parts):
-                if part.startswith(f"{self._owner}-") and part not in known:
-                    await anyio.to_thread.run_sync(self._folder.discard, part)
-            for one in list(self._arriving.values()):
+            untold = self._ledger.untold()
+            await anyio.to_thread.run_sync(staging.sweep, [one.record for one in self._arriving])
+            for one in self._arriving:
                 if one.record.place:
-                    await self._place(one.record)
-                    del self._arriving[one.key]
-                elif one.record.style == "whole" or not self._folder.has_part(self._stage(one.record)):
+                    await self._do(one, [Deliver()])
+                elif one.record.style == "whole" or not staging.has(one.record):
                     await self._forget(one)  # its message comes again, or its sender asks
                 else:
-                    await self._do(one, one.core.start(time.monotonic()))
-            for record in list(self._received.values()):
-                if not record.told:
-                    await self._announce(record)
+                    await self._do(one, one.core.start(self._clock()))
+            for received in untold:
+                await self._ledger.announce(received)
 
     # --- what peers say ----------------------------------------------------------------------------------------------
 
@@ -197,68 +130,48 @@ class Receiver:
                 log.info(LogEvent("file_not_taken", peer=sender, detail=error, cause=error.__cause__))
                 match envelope:
                     case FileTransfer() | FileOffer():
-                        await self._refuse(sender, envelope.transfer_id, envelope.file_name, error)
+                        await self._answers.refuse(sender, refusal(envelope.transfer_id, envelope.file_name, error))
                     case TransferManifest():
-                        await self._refuse(sender, envelope.transfer_id, "", error)
-        self._wake()
+                        await self._answers.refuse(sender, refusal(envelope.transfer_id, "", error))
+        self._due.set()
 
     async def malformed(self, sender: Did, error: MalformedFrame) -> None:
         """A file in one message, or an offer, has impossible members: say so to whoever waits for an ack."""
-        await self._refuse(sender, error.id or "", "", TransferFailed("failed", f"not taken: {error}"))
+        refused = TransferFailed("failed", f"not taken: {error}")
+        await self._answers.refuse(sender, refusal(error.id or "", "", refused))
 
     async def _whole(self, sender: Did, envelope: FileTransfer) -> None:
-        if envelope.file_data is None:
+        data = envelope.file_data
+        if data is None:
             return  # a notice of ours has not come from a peer; whoever sends one gets nothing for it
-        digest = hashlib.sha256(envelope.file_data).hexdigest()
-        known = self._repeated(sender, envelope, digest)
+        known = self._ledger.repeated(sender, envelope, sha256(data).hexdigest())
         if known is not None:
-            await self._announce(known)
+            await self._ledger.acknowledge(known)
             return
-        folder = await self._check(sender, len(envelope.file_data))
-        if envelope.sha256 and envelope.sha256 != digest:
-            raise TransferFailed("mismatch", "what arrived is not what was sent; nothing of it was kept")
+        staging = self._check(sender)
+        await self._check_room(staging, len(data))
         record = Receiving(
             id=envelope.transfer_id,
             peer=sender,
             name=envelope.file_name,
-            size=len(envelope.file_data),
-            sha256=digest,
+            size=len(data),
+            sha256=digest_of(envelope),
             description=envelope.description,
             style="whole",
             started=time.time(),
         )
-        await self._write_whole(folder, record, envelope.file_data)
-
-    async def _write_whole(self, folder: Folder, record: Receiving, data: bytes) -> None:
-        part = self._part(record)
-        try:
-            await anyio.to_thread.run_sync(folder.make_part, part)
-            await anyio.to_thread.run_sync(folder.write, part, 0, data)
-            await self._place(record)
-        except TransferFailed:
-            folder.discard(part)
-            raise
-
-    def _repeated(self, sender: Did, envelope: FileTransfer, digest: str) -> Received | None:
-        known = self._received.get((sender, envelope.transfer_id))
-        if known is not None:
-            return known
-        earliest = time.time() - REPEATED_WITHIN
-        for one in reversed(self._received.values()):
-            if one.at < earliest:
-                break
-            if (one.peer, one.name, one.sha256) == (sender, envelope.file_name, digest):
-                return one
-        return None
+        await self._ledger.enter(await anyio.to_thread.run_sync(staging.place_whole, record, data))
 
     async def _offer(self, sender: Did, offer: FileOffer) -> None:
         key = (sender, offer.transfer_id)
-        if key in self._received:
-            await self._announce(self._received[key])
+        known = self._ledger.get(key)
+        if known is not None:
+            await self._ledger.acknowledge(known)
             return
         one = self._arriving.get(key)
         if one is None:
-            folder = await self._check(sender, offer.size_bytes)
+            staging = self._check(sender)
+            await self._reserve(staging, sender, offer.size_bytes)
             record = Receiving(
                 id=offer.transfer_id,
                 peer=sender,
@@ -270,18 +183,21 @@ class Receiver:
                 style="pulled",
                 started=time.time(),
             )
-            one = await self._begin(folder, record)
-        await self._do(one, one.core.start(time.monotonic()))
+            one = await self._begin(staging, record)
+        elif not await self._returns(one):
+            raise _busy()
+        await self._do(one, one.core.start(self._clock()))
 
     async def _manifest(self, sender: Did, manifest: TransferManifest) -> None:
         key = (sender, manifest.transfer_id)
-        if key in self._received or key in self._arriving:
+        if self._ledger.get(key) is not None or self._arriving.get(key) is not None:
             return
         if manifest.original_type != "file_transfer":
             raise TransferFailed("refused", "only files may be sent in pieces")
         if manifest.total_bytes > MAX_PIECES * MAX_PIECE:
             raise TransferFailed("refused", f"a message in pieces has at most {MAX_PIECES * MAX_PIECE} characters")
-        folder = await self._check(sender, 2 * manifest.total_bytes)  # the text, and the file that is in it
+        staging = self._check(sender)
+        await self._reserve(staging, sender, 2 * manifest.total_bytes)  # the text, and the file that is in it
         record = Receiving(
             id=manifest.transfer_id,
             peer=sender,
@@ -292,13 +208,13 @@ class Receiver:
             manifest=manifest.manifest_hash,
             started=time.time(),
         )
-        one = await self._begin(folder, record)
-        await self._do(one, one.core.start(time.monotonic()))
+        one = await self._begin(staging, record)
+        await self._do(one, one.core.start(self._clock()))
 
     async def _chunk(self, sender: Did, chunk: TransferChunk) -> None:
         one = self._arriving.get((sender, chunk.transfer_id))
-        if one is not None:
-            await self._do(one, one.core.take(chunk, time.monotonic()))
+        if one is not None and await self._returns(one):
+            await self._do(one, one.core.take(chunk, self._clock()))
 
     async def _cancelled(self, sender: Did, cancel: TransferCancel) -> None:
         one = self._arriving.get((sender, cancel.transfer_id))
@@ -307,284 +223,163 @@ class Receiver:
             detail = cancel.error or "the sender cancelled the transfer"
             one.receipt.advance(TransferState.CANCELLED, None, detail, "cancelled")
 
-    async def _check(self, sender: Did, size: int) -> Folder:
-        """Whether a file of this size may come from this peer.
+    # --- who may -----------------------------------------------------------------------------------------------------
+
+    def _check(self, sender: Did) -> Staging:
+        """Whether a file may come from this peer.
 
         Raises:
-            TransferFailed: no. The peer learns whether it is unwanted or too large, and nothing else.
+            TransferFailed: no. The peer learns that it is unwanted, and nothing else.
         """
-        if self._folder is None or not self._policy(sender):
+        if self._staging is None or not self._policy(sender):
             raise TransferFailed("refused", "the recipient takes no files of this sender")
-        of_sender = sum(one.record.peer == sender for one in self._arriving.values())
-        if len(self._arriving) >= AT_ONCE or of_sender >= EACH:
-            raise TransferFailed("busy", "the recipient has its hands full with other files")
-        promised = sum(max(0, one.record.size - one.core.received_bytes) for one in self._arriving.values())
-        await anyio.to_thread.run_sync(self._folder.check_room, size, Usage(promised, 0))
-        return self._folder
+        return self._staging
 
-    async def _begin(self, folder: Folder, record: Receiving) -> _Arriving:
-        await anyio.to_thread.run_sync(folder.make_part, self._stage(record))
-        one = self._make(record)
+    async def _reserve(self, staging: Staging, sender: str, size: int) -> None:
+        """Find a place for a file that comes in parts, and room on the disk. Who is silent makes way.
+
+        Raises:
+            TransferFailed: there is none.
+        """
+        if not self._arriving.has_place(sender, self._clock()):
+            raise _busy()
+        await self._check_room(staging, size)
+
+    async def _check_room(self, staging: Staging, size: int) -> None:
         try:
-            await anyio.to_thread.run_sync(self._journal.put, _key(record), record)
-        except StoreError as error:
-            folder.discard(self._stage(record))
-            raise TransferFailed("failed", "the recipient cannot save the file") from error
-        self._arriving[one.key] = one
+            await anyio.to_thread.run_sync(staging.check_room, size, self._arriving.promised)
+        except TransferFailed:
+            self._arriving.rest_idle(self._clock())  # what they promised to fill is free again
+            await anyio.to_thread.run_sync(staging.check_room, size, self._arriving.promised)
+
+    async def _returns(self, one: Arriving) -> bool:
+        """Whether a file has its place: one that rests gets a new one if its peer is there again, and there is one."""
+        if one.resting and self._staging is not None:
+            missing = max(0, one.record.size - one.core.received_bytes)
+            try:
+                await self._reserve(self._staging, one.record.peer, missing)
+            except TransferFailed:
+                return False
+            one.resting = False
+        return True
+
+    async def _begin(self, staging: Staging, record: Receiving) -> Arriving:
+        for silent in self._arriving.surplus():
+            await self._forget(silent)
+            silent.receipt.advance(TransferState.FAILED, None, "it was silent, and others need the room", "expired")
+            await self._answers.refuse(silent.record.peer, refusal(silent.record.id, silent.record.name, _busy()))
+        await anyio.to_thread.run_sync(staging.begin, record)
+        one = self._make(staging, record, len(self._arriving.placed()))
+        self._arriving.add(one)
         return one
 
-    def _make(self, record: Receiving) -> _Arriving:
-        now = time.monotonic()
+    def _make(self, staging: Staging, record: Receiving, others: int) -> Arriving:
+        now = self._clock()
         core: Fetch | Assembly
         if record.style == "pulled":
-            core = Fetch(record, now, min(WINDOW, CHUNKS_ON_THE_WAY // (len(self._arriving) + 1)))
+            core = Fetch(record, now, min(WINDOW, CHUNKS_ON_THE_WAY // (others + 1)))
         else:
             core = Assembly(record, now)
-        assert self._folder is not None
-        cancel = partial(self._cancel, (record.peer, record.id))
+        cancel = partial(self._cancel, record.key)
         receipt = FileReceipt(
-            record.id, Did(record.peer), self._folder.path, record.name, record.size, cancel, incoming=True
+            record.id, Did(record.peer), staging.path, record.name, record.size, cancel, incoming=True
         )
-        return _Arriving(record, core, receipt)
+        return Arriving(record, core, receipt)
 
     # --- what the core wishes ----------------------------------------------------------------------------------------
 
-    async def _do(self, one: _Arriving, wishes: list[Wish]) -> None:
+    async def _do(self, one: Arriving, wishes: list[Wish]) -> None:
+        assert self._staging is not None
         waiting = list(wishes)
         while waiting:
             try:
-                waiting += await self._do_one(one, waiting.pop(0))
+                waiting += await self._do_one(self._staging, one, waiting.pop(0))
             except (TransferFailed, StoreError) as error:
+                if self._arriving.get(one.key) is not one:
+                    raise  # it is in place: what fails is our own store
                 log.warning(LogEvent("file_not_kept", peer=one.record.peer, detail=error.__cause__ or error))
-                reason = error.reason if isinstance(error, TransferFailed) else "failed"
-                waiting = one.core.fail(reason, "the recipient cannot save the file")
+                failed = not_saved(error)
+                waiting = one.core.fail(failed.reason, str(failed))
 
-    async def _do_one(self, one: _Arriving, wish: Wish) -> list[Wish]:
-        assert self._folder is not None
-        folder, record, core = self._folder, one.record, one.core
+    async def _do_one(self, staging: Staging, one: Arriving, wish: Wish) -> list[Wish]:
+        record, core = one.record, one.core
         match wish:
             case Ask(missing):
-                ask = TransferChunkRequest(
-                    transfer_id=record.id,
-                    missing=missing,
-                    received_bytes=core.received_bytes if isinstance(core, Fetch) else 0,
-                    from_agent=self._name,
-                    timestamp=self._stamp(),
-                )
-                await self._post(record.peer, write_transfer(ask))
+                there = core.received_bytes if isinstance(core, Fetch) else 0
+                ask = TransferChunkRequest(transfer_id=record.id, missing=missing, received_bytes=there)
+                if not await self._answers.say(record.peer, ask):
+                    core.put_off(self._clock() + AGAIN)
             case Write(index, offset, data):
-                await anyio.to_thread.run_sync(folder.write, self._stage(record), offset, data)
+                await anyio.to_thread.run_sync(staging.write, record, offset, data)
                 one.receipt.advance(TransferState.MOVING, core.received_bytes)
                 if isinstance(core, Fetch):
-                    return core.written(index, time.monotonic())
+                    return core.written(index, self._clock())
                 return core.written(index, len(data))
             case Save():
-                await anyio.to_thread.run_sync(folder.sync, self._stage(record))
                 if isinstance(core, Fetch):
                     one.record = replace(record, have=core.have)
                 else:
                     one.record = replace(record, lengths=tuple(core.lengths))
-                await anyio.to_thread.run_sync(self._journal.put, _key(record), one.record)
+                await anyio.to_thread.run_sync(staging.save, one.record)
             case Verify():
                 one.receipt.advance(TransferState.CHECKING, record.size)
-                self._spawn(self._verify, one)
+                self._spawn(self._verify, staging, one)
             case Deliver():
-                await self._place(one.record)
-                self._drop(one)
-                folder.discard(self._part(one.record) + ".json")
+                received = await anyio.to_thread.run_sync(staging.place, record)
+                self._arriving.drop(one)
+                await self._ledger.enter(received)
                 one.receipt.advance(TransferState.DONE, record.size)
             case Fail(reason, detail):
                 await self._forget(one)
                 one.receipt.advance(TransferState.FAILED, None, detail, reason)
-                await self._refuse(Did(record.peer), record.id, record.name, TransferFailed(reason, detail))
+                await self._ledger.fail(one.key, record.name, TransferFailed(reason, detail))
         return []
 
-    async def _verify(self, one: _Arriving) -> None:
+    async def _verify(self, staging: Staging, one: Arriving) -> None:
         """Look at what lies on the disk; hashing a large file takes seconds, in which others go on."""
-        assert self._folder is not None
-        core, folder = one.core, self._folder
+        core = one.core
         wishes: list[Wish]
         try:
             if isinstance(core, Fetch):
-                part = self._part(one.record)
-                await anyio.to_thread.run_sync(folder.sync, part)
-                size, digest = await anyio.to_thread.run_sync(folder.digest, part)
-                wishes = core.verified(size, digest, time.monotonic())
+                size, digest = await anyio.to_thread.run_sync(staging.digest, one.record)
+                wishes = core.verified(size, digest, self._clock())
             else:
-                one.record = await anyio.to_thread.run_sync(self._put_together, folder, one.record)
+                one.record = await anyio.to_thread.run_sync(staging.put_together, one.record)
                 wishes = core.verified()
         except TransferFailed as error:
             wishes = core.fail(error.reason, str(error))
         async with self._lock:
-            if one.key in self._arriving:
+            if self._arriving.get(one.key) is one:
                 await self._do(one, wishes)
-        self._wake()
+        self._due.set()
 
-    def _put_together(self, folder: Folder, record: Receiving) -> Receiving:
-        """Take the file out of an envelope that came in pieces. Its text has at most 40 Mi characters."""
-        stage, part = self._stage(record), self._part(record)
-        pieces = [folder.read(stage, index * SLOT, length) for index, length in enumerate(record.lengths)]
-        text = b"".join(pieces).decode("utf-8", "surrogatepass")
-        del pieces
-        try:
-            envelope = read_transfer(parse_json(text), record.id)
-        except MalformedFrame as error:
-            raise TransferFailed("mismatch", "the pieces are no file_transfer") from error
-        del text
-        if not isinstance(envelope, FileTransfer) or envelope.file_data is None:
-            raise TransferFailed("mismatch", "the pieces are no file_transfer")
-        digest = hashlib.sha256(envelope.file_data).hexdigest()
-        if envelope.sha256 not in ("", digest):
-            raise TransferFailed("mismatch", "what arrived is not what was sent; nothing of it was kept")
-        folder.make_part(part)
-        folder.write(part, 0, envelope.file_data)
-        return replace(
-            record,
-            name=envelope.file_name,
-            description=envelope.description,
-            size=len(envelope.file_data),
-            sha256=digest,
-        )
-
-    async def _place(self, record: Receiving) -> None:
-        """Move a whole file into place, and tell of it."""
-        assert self._folder is not None
-        folder, part = self._folder, self._part(record)
-        if folder.has_part(part):
-            await anyio.to_thread.run_sync(folder.sync, part)
-        placed = bool(record.place) and await anyio.to_thread.run_sync(folder.place, part, record.place)
-        while not placed:
-            record = replace(record, place=await anyio.to_thread.run_sync(folder.free_name, safe_name(record.name)))
-            await anyio.to_thread.run_sync(self._journal.put, _key(record), record)
-            placed = await anyio.to_thread.run_sync(folder.place, part, record.place)
-        received = Received(
-            id=record.id,
-            peer=record.peer,
-            name=record.name,
-            size=record.size,
-            sha256=record.sha256,
-            saved_to=str(folder.path / record.place),
-            description=record.description,
-            style=record.style,
-            at=time.time(),
-        )
-        await self._note(received)
-        await self._announce(received)
-
-    async def _note(self, received: Received) -> None:
-        self._received[received.peer, received.id] = received
-        await anyio.to_thread.run_sync(self._journal.put, _key(received), received)
-        while len(self._received) > REMEMBERED:
-            _, oldest = self._received.popitem(last=False)
-            await anyio.to_thread.run_sync(self._journal.drop, _key(oldest))
-
-    async def _announce(self, received: Received) -> None:
-        """Tell the application, once, and the peer, as often as it asks."""
-        sender = Did(received.peer)
-        if not received.told:
-            await self._notify(sender, notice_id(received), write_transfer(_notice(received)))
-            self._tell(
-                FileReceived(
-                    sender,
-                    received.id,
-                    received.saved_to,
-                    received.name,
-                    received.size,
-                    received.sha256,
-                    received.description,
-                )
-            )
-        if received.style == "pieces":
-            done = TransferComplete(transfer_id=received.id, from_agent=self._name, timestamp=self._stamp())
-            await self._post(sender, write_transfer(done))  # who sends in pieces keeps them until then
-        await self._acknowledge(received)
-        if not received.told:
-            await self._note(replace(received, told=True))
-
-    async def _acknowledge(self, received: Received) -> None:
-        ack = FileTransferAck(
-            file_name=received.name,
-            success=True,
-            saved_to=received.saved_to.rpartition("/")[2],
-            size_bytes=received.size,
-            from_agent=self._name,
-            timestamp=self._stamp(),
-            transfer_id=received.id,
-        )
-        await self._post(received.peer, write_transfer(ack))
-
-    async def _refuse(self, sender: Did, transfer: str, file_name: str, error: TransferFailed) -> None:
-        ack = FileTransferAck(
-            file_name=file_name,
-            success=False,
-            error=str(error),
-            reason=error.reason,
-            from_agent=self._name,
-            timestamp=self._stamp(),
-            transfer_id=transfer,
-        )
-        await self._post(sender, write_transfer(ack))
-
-    async def _cancel(self, key: tuple[str, str]) -> None:
+    async def _cancel(self, key: Key) -> None:
         async with self._lock:
             one = self._arriving.get(key)
             if one is not None:
                 await self._do(one, one.core.fail("cancelled", "the recipient cancelled the transfer"))
 
-    async def _forget(self, one: _Arriving) -> None:
-        self._drop(one)
-        if self._folder is not None:
-            await anyio.to_thread.run_sync(self._folder.discard, self._part(one.record))
-            await anyio.to_thread.run_sync(self._folder.discard, self._part(one.record) + ".json")
-        await anyio.to_thread.run_sync(self._journal.drop, _key(one.record))
-
-    def _drop(self, one: _Arriving) -> None:
-        self._arriving.pop(one.key, None)
+    async def _forget(self, one: Arriving) -> None:
+        self._arriving.drop(one)
+        if self._staging is not None:
+            await anyio.to_thread.run_sync(self._staging.forget, one.record)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     async def keep_time(self) -> None:
-        """Ask again, and give up, when it is time to."""
+        """Ask again, give up, and say what could not be said before, when it is time to."""
         while True:
-            self.due = anyio.Event()
-            deadline = min((one.core.next_deadline() for one in self._arriving.values()), default=float("inf"))
-            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
-                await self.due.wait()
+            self._due = anyio.Event()
+            deadline = min([self._ledger.pay_at, *(one.core.next_deadline() for one in self._arriving)])
+            with anyio.move_on_after(max(0.0, deadline - self._clock())):
+                await self._due.wait()
                 continue
             async with self._lock:
-                for one in list(self._arriving.values()):
-                    await self._do(one, one.core.tick(time.monotonic()))
-
-    def _wake(self) -> None:
-        self.due.set()
-
-    # --- names -------------------------------------------------------------------------------------------------------
-
-    def _part(self, record: Receiving) -> str:
-        digest = hashlib.sha256(_key(record).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        return f"{self._owner}-{digest}"
-
-    def _stage(self, record: Receiving) -> str:
-        """What is written to while it arrives: the file itself, or the text of an envelope it comes in."""
-        return self._part(record) + (".json" if record.style == "pieces" else "")
+                for one in self._arriving:
+                    await self._do(one, one.core.tick(self._clock()))
+                if self._ledger.pay_at <= self._clock():
+                    await self._ledger.pay()
 
 
-def _notice(received: Received) -> FileTransfer:
-    return FileTransfer(
-        file_name=received.name,
-        size_bytes=received.size,
-        description=received.description,
-        transfer_id=received.id,
-        sha256=received.sha256,
-        saved_to=received.saved_to,
-    )
-
-
-def _key(record: Receiving | Received) -> str:
-    """A record's name in the journal. An id is its sender's choice: it counts together with whose it is."""
-    return f"{record.peer}\n{record.id}"
-
-
-def notice_id(received: Received) -> str:
-    """The id of the notice of a file: the same each time, so that it is put into the inbox once."""
-    return "file-" + hashlib.sha256(_key(received).encode()).hexdigest()[:32]
+def _busy() -> TransferFailed:
+    return TransferFailed("busy", "the recipient has its hands full with other files: it is to be offered again")

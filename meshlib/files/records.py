@@ -7,14 +7,17 @@ from msgspec import Struct
 Style = Literal["whole", "pulled", "pieces"]
 """How a file travels: in one message; offered and fetched in chunks; or as its envelope in pieces, as in the field."""
 
+Key = tuple[str, str]
+"""Peer and id of a file that is received: an id is its sender's choice, and counts together with whose it is."""
+
 
 class Sending(Struct, frozen=True, kw_only=True, tag="sending"):
     """A file of ours on its way to a peer."""
 
     id: str
     peer: str
-    path: str
-    """Absolute."""
+    path: bytes
+    """Absolute. A name on a disk need not be text."""
     name: str
     size: int
     sha256: str
@@ -54,6 +57,11 @@ class Receiving(Struct, frozen=True, kw_only=True, tag="receiving"):
     started: float = 0.0
     """UTC seconds."""
 
+    @property
+    def key(self) -> Key:
+        """Its peer and id."""
+        return (self.peer, self.id)
+
 
 class Received(Struct, frozen=True, kw_only=True, tag="received"):
     """A file of a peer that is in place."""
@@ -72,6 +80,16 @@ class Received(Struct, frozen=True, kw_only=True, tag="received"):
     """UTC seconds."""
     told: bool = False
     """Application and peer know."""
+
+    @property
+    def key(self) -> Key:
+        """Its peer and id."""
+        return (self.peer, self.id)
+
+
+def journal_key(record: Receiving | Received) -> str:
+    """A record's name in the journal: the same for both, so that what has arrived replaces what was on its way."""
+    return f"{record.peer}\n{record.id}"
 
 
 Record = Sending | Receiving | Received

@@ -7,12 +7,10 @@ import hashlib
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 from msgspec.structs import replace
@@ -20,6 +18,7 @@ from msgspec.structs import replace
 from meshlib.client.events import DeliveryState
 from meshlib.client.handles import FINAL, Receipt
 from meshlib.errors import InvalidValue, MeshError, QueueFull, StoreError
+from meshlib.files.answers import LATER, Answers, Post
 from meshlib.files.journal import Journal
 from meshlib.files.outgoing import (
     Ended,
@@ -69,13 +68,9 @@ ABREAST = 4
 """Chunks that are read, encrypted and saved at the same time."""
 ROOM = 2_048
 """Bytes of a message that are not the chunk: ids, names and hashes. A file's name and description come on top."""
+ROOM_AGAIN = 1.0
+"""Seconds until a message that found the outbox full is posted again."""
 BLOCK = 1024 * 1024
-
-
-class Post(Protocol):
-    """What is needed of a client to send."""
-
-    async def __call__(self, peer: str, payload: object) -> Receipt: ...
 
 
 @dataclass(slots=True)
@@ -102,30 +97,36 @@ class Sender:
     Args:
         name: the display name peers are told.
         post: sends a payload.
+        answers: tells peers what need not be sent at any price.
         journal: where files on their way are noted.
         spawn: runs a task until the client is left.
         stamp: the current time as text.
         payload: bytes a payload may have as JSON.
         has_receipts: whether the relay says what was delivered.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
         name: str,
         post: Post,
+        answers: Answers,
         journal: Journal,
         spawn: Callable[..., None],
         stamp: Callable[[], str],
         payload: int,
         has_receipts: Callable[[], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._post = post
+        self._answers = answers
         self._journal = journal
         self._spawn = spawn
         self._stamp = stamp
         self._payload = payload
         self._has_receipts = has_receipts
+        self._clock = clock
         self._moving: dict[str, _Moving] = {}
         self._turns: dict[str, set[str]] = {}
 
@@ -142,7 +143,7 @@ class Sender:
             Sending(
                 id=str(message_id(os.urandom)),
                 peer=peer,
-                path=str(path),
+                path=os.fsencode(path),
                 name=path.name[:MAX_FILE_NAME].encode("utf-8", "replace").decode(),
                 size=size,
                 sha256=digest,
@@ -184,13 +185,18 @@ class Sender:
 
     def _begin(self, record: Sending, on_progress: OnTransfer | None) -> FileReceipt:
         receipt = FileReceipt(
-            record.id, Did(record.peer), Path(record.path), record.name, record.size, partial(self.cancel, record.id)
+            record.id,
+            Did(record.peer),
+            Path(os.fsdecode(record.path)),
+            record.name,
+            record.size,
+            partial(self.cancel, record.id),
         )
         if on_progress is not None:
             receipt.watch(on_progress)
         chunks = 0 if record.style == "whole" else -(-record.size // record.chunk)
         text = self._text(record)
-        core = Outgoing(chunks, text.pieces if text.fits else 0, time.monotonic(), in_pieces=record.style == "pieces")
+        core = Outgoing(chunks, text.pieces if text.fits else 0, self._clock(), in_pieces=record.style == "pieces")
         moving = _Moving(record, core, receipt)
         self._moving[record.id] = moving
         self._spawn(self._move, moving)
@@ -225,16 +231,11 @@ class Sender:
     async def handle(self, sender: Did, envelope: Transfer) -> None:
         """Take what a peer says about a file of ours."""
         moving = self._about(sender, envelope)
-        now = time.monotonic()
+        now = self._clock()
         if moving is None:
             if isinstance(envelope, TransferChunkRequest):
-                gone = TransferCancel(
-                    transfer_id=envelope.transfer_id,
-                    error="the sender does not have this file any more",
-                    from_agent=self._name,
-                    timestamp=self._stamp(),
-                )
-                await self._post(sender, write_transfer(gone))
+                gone = "the sender does not have this file any more"
+                await self._answers.refuse(sender, TransferCancel(transfer_id=envelope.transfer_id, error=gone))
             return
         core = moving.core
         match envelope:
@@ -308,7 +309,9 @@ class Sender:
             while True:
                 news = moving.news
                 while moving.wishes:
-                    await self._do(moving, moving.wishes.pop(0))
+                    wish = moving.wishes.pop(0)
+                    if not core.over or isinstance(wish, SendCancel):  # a file that ended before its turn is not open
+                        await self._do(moving, wish)
                 if core.over:
                     return
                 batch = [index for _ in range(ABREAST) if (index := core.next_chunk()) is not None]
@@ -319,9 +322,9 @@ class Sender:
                 self._look_at_messages(moving)
                 if news.is_set():
                     continue
-                with anyio.move_on_after(max(0.0, core.next_deadline() - time.monotonic())):
+                with anyio.move_on_after(max(0.0, core.next_deadline() - self._clock())):
                     await news.wait()
-                moving.wishes += core.tick(time.monotonic())
+                moving.wishes += core.tick(self._clock())
         except _Unreadable as error:
             for wish in core.cancel("changed", str(error)):
                 await self._do(moving, wish)
@@ -332,7 +335,7 @@ class Sender:
             relayed = state is not DeliveryState.QUEUED and not self._has_receipts()
             if state is DeliveryState.DELIVERED or relayed:
                 del moving.messages[index]
-                moving.core.delivered(index, time.monotonic(), certain=not relayed)
+                moving.core.delivered(index, self._clock(), certain=not relayed)
                 moving.wake()
             elif state in FINAL:
                 del moving.messages[index]
@@ -359,13 +362,9 @@ class Sender:
             case SendManifest():
                 await self._send_manifest(moving)
             case SendCancel(detail):
-                cancel = TransferCancel(
-                    transfer_id=_pieces_id(record) if moving.core.in_pieces else record.id,
-                    error=detail,
-                    from_agent=self._name,
-                    timestamp=self._stamp(),
-                )
-                await self._post(record.peer, write_transfer(cancel))
+                # Whoever cancels does not wait for room; if there is none, the peer hears of it when it asks for more.
+                transfer = _pieces_id(record) if moving.core.in_pieces else record.id
+                await self._answers.say(record.peer, TransferCancel(transfer_id=transfer, error=detail))
 
     async def _begin_with(self, moving: _Moving, envelope: Transfer) -> None:
         await self._send(moving, None, envelope)
@@ -449,15 +448,18 @@ class Sender:
         await self._send(moving, index, chunk)
 
     async def _send(self, moving: _Moving, index: int | None, envelope: Transfer) -> None:
-        try:
-            receipt = await self._post(moving.record.peer, write_transfer(envelope))
-        except QueueFull:
-            # Other messages fill the outbox. It empties as they are delivered; nothing tells when.
-            await anyio.sleep(1.0)
-            await self._send(moving, index, envelope)
+        while not moving.core.over:
+            news = moving.news
+            try:
+                receipt = await self._post(moving.record.peer, write_transfer(envelope))
+            except LATER:
+                # An outbox full of other messages empties as they are delivered; nothing tells when.
+                with anyio.move_on_after(ROOM_AGAIN):
+                    await news.wait()
+                continue
+            receipt.watch(moving.wake)
+            moving.messages[index] = receipt
             return
-        receipt.watch(moving.wake)
-        moving.messages[index] = receipt
 
     async def _read(self, moving: _Moving, offset: int, size: int) -> bytes:
         return await anyio.to_thread.run_sync(_pread, moving.fd, moving.record, offset, size)
@@ -532,7 +534,10 @@ def _open(record: Sending) -> int:
 
 def _pread(fd: int, record: Sending, offset: int, size: int) -> bytes:
     """Bytes of the file that was inspected, or an error: never of another one."""
-    found = os.fstat(fd)
+    try:
+        found = os.fstat(fd)
+    except OSError as error:
+        raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
     if (found.st_size, _stamp_of(found)) != (record.size, record.stamp):
         raise _Unreadable("the file has changed since it was to be sent")
     wanted = min(size, record.size - offset)

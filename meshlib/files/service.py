@@ -3,6 +3,7 @@
 Owns who gets which message. Leaves sending to :mod:`meshlib.files.sender`, receiving to :mod:`meshlib.files.receiver`.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from meshlib.client.events import FileReceived
 from meshlib.client.handles import Message
 from meshlib.config import FilePolicy
 from meshlib.errors import MalformedFrame, MeshError, PeerError
+from meshlib.files.answers import Answers, Post
 from meshlib.files.folder import Folder
 from meshlib.files.journal import FolderJournal, Journal, MemoryJournal
+from meshlib.files.ledger import Ledger, Notify
 from meshlib.files.receipts import FileReceipt, OnTransfer
-from meshlib.files.receiver import Notify, Receiver
+from meshlib.files.receiver import Receiver
 from meshlib.files.records import Received, Receiving, Sending
-from meshlib.files.sender import Post, Sender
+from meshlib.files.sender import Sender
+from meshlib.files.staging import Staging
 from meshlib.identity import Did, Identity
 from meshlib.wire.envelopes import Pong, envelope_type
 from meshlib.wire.transfers import (
@@ -48,12 +52,14 @@ class Files:
         folder: where files of peers go; ``None`` takes none.
         policy: of which peers.
         post: sends a payload.
+        answer: sends what a peer made us say, which leaves room to what is ours.
         notify: puts a notice into the application's inbox.
         tell: tells an event.
         spawn: runs a task until the client is left.
         stamp: the current time as text.
         payload: bytes a payload may have as JSON.
         has_receipts: whether the relay says what was delivered.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -65,20 +71,25 @@ class Files:
         folder: Folder | None,
         policy: FilePolicy,
         post: Post,
+        answer: Post,
         notify: Notify,
         tell: Callable[[FileReceived], None],
         spawn: Callable[..., None],
         stamp: Callable[[], str],
         payload: int,
         has_receipts: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._journal: Journal = (
             MemoryJournal() if store is None else FolderJournal(store / JOURNAL, identity.signing_key)
         )
         self._spawn = spawn
-        self._sender = Sender(name, post, self._journal, spawn, stamp, payload, has_receipts)
-        self._receiver = Receiver(name, did, post, notify, tell, self._journal, folder, policy, spawn, stamp)
+        answers = Answers(name, answer, stamp, has_receipts, clock)
+        self._sender = Sender(name, post, answers, self._journal, spawn, stamp, payload, has_receipts, clock)
+        self._ledger = Ledger(answers, notify, tell, self._journal, clock)
+        staging = Staging(did, folder, self._journal) if folder is not None else None
+        self._receiver = Receiver(answers, self._ledger, staging, policy, spawn, clock)
         self._resumed: list[Sending] = []
 
     async def open(self) -> None:
@@ -87,9 +98,11 @@ class Files:
             match record:
                 case Sending():
                     self._resumed.append(record)
-                case Receiving() | Received():
+                case Receiving():
                     self._receiver.restore(record)
-        self._receiver.sort()
+                case Received():
+                    self._ledger.restore(record)
+        self._ledger.sort()
 
     async def start(self) -> None:
         """Go on with it."""
@@ -129,7 +142,7 @@ class Files:
                     return False
                 return envelope is not None and self._sender.claims(sender, envelope)
             case "file_transfer":
-                return not self._receiver.announced(sender, payload)
+                return not self._ledger.announced(sender, payload)
             case _:
                 return is_transfer(payload)
 
