@@ -37,6 +37,8 @@ _MAX_FRAGMENTS = 1024
 """Pieces one message may come in. Ours come in one; empty pieces would otherwise cost memory without end."""
 _MAX_CHALLENGE = 1024
 """Characters of a challenge; ours has 43."""
+_BUSY = (408, 429, 503)
+"""Statuses that will pass: the relay, or what stands in front of it, is full or turns our address away for a while."""
 _SILENT = logging.Logger("meshlib.websocket", level=logging.CRITICAL)
 """The library logs whole frames, and connect carries a token."""
 
@@ -117,9 +119,10 @@ class WebSocket:
                         self._partial.append(_as_frame(event))
         error = self._protocol.handshake_exc
         if isinstance(error, InvalidStatus):
+            status = error.response.status_code
             raise TransportError(
-                f"{relay_url} answered HTTP {error.response.status_code} instead of opening a WebSocket: "
-                "is this the relay's address, without a path?"
+                f"{relay_url} answered HTTP {status} instead of opening a WebSocket: "
+                + ("it has no room for us at the moment" if status in _BUSY else "is it the relay's address, no path?")
             ) from error
         if isinstance(error, InvalidHandshake):
             raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error

@@ -44,7 +44,7 @@ from meshlib.wire.encoding import timestamp
 NORMAL, GOING_AWAY = 1000, 1001
 
 LOOPBACK = "loopback"
-"""The address of every local client: exempt from limits per address, because a reverse proxy would share one."""
+"""The address of local clients that are exempt from limits per address, because a reverse proxy would share one."""
 
 _CONGESTED_PAUSE = 0.05  # seconds a sender waits while the disk catches up
 
@@ -226,13 +226,28 @@ class _Acked:
         self._count = sum(len(older) for _, older in self._recipients.values())
 
 
+class _Address:
+    """What one remote address may still do."""
+
+    __slots__ = ("connects", "failures", "frames")
+
+    def __init__(self, limits: Limits, now: Instant) -> None:
+        self.connects = _Bucket(limits.address_rate, limits.address_burst, now)
+        self.failures = _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now)
+        self.frames = _Bucket(limits.address_frame_rate, limits.address_frame_burst, now)
+
+    def unused(self, now: Instant) -> bool:
+        return self.connects.full(now) and self.failures.full(now) and self.frames.full(now)
+
+
 class Link:
     """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
 
-    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "queued")
+    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "origin", "queued")
 
-    def __init__(self, address: str, nonce: str, now: Instant) -> None:
+    def __init__(self, address: str, origin: _Address | None, nonce: str, now: Instant) -> None:
         self.address = address
+        self.origin = origin  # what its address may do; None for loopback
         self.nonce = nonce
         self.opened_at = self.heard_at = now.monotonic
         self.open = True
@@ -300,6 +315,8 @@ class Counters:
     spilled: int = 0
     throttled: int = 0
     turned_away: int = 0
+    overcrowded: int = 0
+    rule_breaks: dict[int, int] = field(default_factory=dict)
 
 
 class RelayCore:
@@ -351,7 +368,7 @@ class RelayCore:
         self._sweep_at = self._rotate_at = now.monotonic
         self._sweep_due = False
         self.acked = _Acked(limits.acked_each, limits.acked_memory)
-        self._addresses: dict[str, tuple[_Bucket, _Bucket]] = {}
+        self._addresses: dict[str, _Address] = {}
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -403,27 +420,26 @@ class RelayCore:
         """Whether a new socket from this address may come in: not when one of its buckets is empty."""
         if address == LOOPBACK:
             return True
-        connects, failures = self._address(address, now)
-        if failures.take(0, now) or connects.take(1, now):
+        origin = self._address(address, now)
+        if origin.failures.take(0, now) or origin.connects.take(1, now):
             self.counters.turned_away += 1
             return False
         return True
 
-    def _address(self, address: str, now: Instant) -> tuple[_Bucket, _Bucket]:
-        buckets = self._addresses.get(address)
-        if buckets is None:
-            limits = self.limits
-            buckets = self._addresses[address] = (
-                _Bucket(limits.address_rate, limits.address_burst, now),
-                _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now),
-            )
-        return buckets
+    def _address(self, address: str, now: Instant) -> _Address:
+        origin = self._addresses.get(address)
+        if origin is None:
+            # Whoever has many addresses has no use of them to make the relay's memory grow.
+            if len(self._addresses) >= self.limits.addresses:
+                del self._addresses[next(iter(self._addresses))]
+            origin = self._addresses[address] = _Address(self.limits, now)
+        return origin
 
     def open(self, address: str, nonce: str, now: Instant) -> Link:
         """A WebSocket has been opened; its 101 response carried ``nonce``."""
         if len(self._unproven) >= self.limits.unproven:
             self._close(next(iter(self._unproven)), NOT_PROVEN, "too many sockets wait for their proof")
-        link = Link(address, nonce, now)
+        link = Link(address, None if address == LOOPBACK else self._address(address, now), nonce, now)
         self._unproven[link] = None
         return link
 
@@ -452,6 +468,8 @@ class RelayCore:
         if not frames or binding is None:
             return 0.0
         pause = binding.bucket.take(frames, now)
+        if link.origin is not None:
+            pause = max(pause, link.origin.frames.take(frames, now))
         if self._pending_size > self.limits.uncommitted_bytes:
             pause = max(pause, _CONGESTED_PAUSE)
         if pause:
@@ -487,11 +505,7 @@ class RelayCore:
         if now.monotonic >= self._sweep_at:
             self._sweep_at = now.monotonic + self.limits.sweep_seconds
             self._sweep_due = True
-            self._addresses = {
-                address: buckets
-                for address, buckets in self._addresses.items()
-                if not (buckets[0].full(now) and buckets[1].full(now))
-            }
+            self._addresses = {address: origin for address, origin in self._addresses.items() if not origin.unused(now)}
             self._doorkeeper.forget_stale(now)
 
     def shut_down(self) -> None:
@@ -535,6 +549,12 @@ class RelayCore:
         else:
             self._complain(link, f"unknown frame type {kind[:40]!r}")
 
+    def broke_rules(self, link: Link, code: int, now: Instant) -> None:
+        """The socket was ended for breaking the rules of HTTP or WebSocket; ``code`` is a status or a close code."""
+        self.counters.rule_breaks[code] = self.counters.rule_breaks.get(code, 0) + 1
+        if link.binding is None:
+            self._blame(link, now)
+
     def oversized(self, link: Link, size: int) -> None:
         """A message of ``size`` bytes was too large to be read."""
         self._complain(link, f"a frame of {size} bytes; at most {self.limits.frame_size} are taken")
@@ -562,9 +582,14 @@ class RelayCore:
     def _turn_away(self, link: Link, code: int, detail: str, now: Instant) -> None:
         self._effects.append(Send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc))))
         self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
-        if link.address != LOOPBACK and code != TRY_AGAIN_LATER:
-            self._address(link.address, now)[1].take(1, now)
+        if code != TRY_AGAIN_LATER:
+            self._blame(link, now)
         self._close(link, code, detail)
+
+    def _blame(self, link: Link, now: Instant) -> None:
+        """Nobody has proved to be behind the link: its address answers for it."""
+        if link.origin is not None:
+            link.origin.failures.take(1, now)
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
         mailbox = self._mailbox(admitted.did)

@@ -69,6 +69,7 @@ _HELP = {
     "spilled": "Times a slow reader was switched to its inbox",
     "throttled": "Times a sender was read more slowly",
     "turned_away": "Sockets refused by a limit per address",
+    "overcrowded": "Sockets refused because there are too many",
 }
 
 
@@ -80,6 +81,10 @@ def _lines(core: RelayCore, storage: StorageCounters, started: Instant, now: Ins
     yield "# TYPE mesh_relay_refused_connects_total counter"
     for code, count in sorted(core.counters.refused_connects.items()):
         yield f'mesh_relay_refused_connects_total{{code="{code}"}} {count}'
+    yield "# HELP mesh_relay_rule_breaks_total Sockets ended for breaking HTTP or WebSocket, by status or close code"
+    yield "# TYPE mesh_relay_rule_breaks_total counter"
+    for code, count in sorted(core.counters.rule_breaks.items()):
+        yield f'mesh_relay_rule_breaks_total{{code="{code}"}} {count}'
     frames, size, agents = core.kept
     yield from _metric("agents", "gauge", "Agents connected", core.connected)
     yield from _metric("verified_agents", "gauge", "Agents connected that proved a key", core.verified)

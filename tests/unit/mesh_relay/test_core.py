@@ -1177,3 +1177,30 @@ def test_a_flood_of_knocks_is_settled_in_one_go(relay: Relay) -> None:
     relay.say(alice, *(message(BOB.did, f"k{number}", kind="knock") for number in range(3000)), message(BOB.did, "m"))
     relay.say(bob, ack("m"))
     assert relay.core.kept[0] == 0
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_all_agents_of_an_address_share_its_rate_of_frames() -> None:
+    relay = Relay(address_frame_rate=10.0, address_frame_burst=20.0)
+    links = [relay.join(who) for who in (ALICE, BOB)]
+    assert relay.core.heard(links[0], 18, relay.now) == 0  # and two connect frames
+    assert relay.core.heard(links[1], 10, relay.now) == pytest.approx(1.0, abs=0.5)
+    assert relay.core.counters.throttled == 1
+
+
+def test_remembered_addresses_are_bounded_and_the_oldest_starts_anew() -> None:
+    relay = Relay(addresses=2, address_burst=1.0, address_rate=0.001)
+    assert [relay.core.welcome("192.0.2.1", relay.now) for _ in range(2)] == [True, False]
+    for last in (2, 3):
+        assert relay.core.welcome(f"192.0.2.{last}", relay.now)
+    assert relay.core.welcome("192.0.2.1", relay.now)
+
+
+def test_who_breaks_the_rules_before_a_proof_uses_up_the_address() -> None:
+    relay = Relay(bad_proof_burst=2.0, bad_proof_rate=0.001)
+    for _ in range(3):
+        relay.core.broke_rules(relay.open(), 1002, relay.now)
+    assert not relay.core.welcome("192.0.2.1", relay.now)
+    assert relay.core.counters.rule_breaks == {1002: 3}

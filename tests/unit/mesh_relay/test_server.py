@@ -278,14 +278,15 @@ async def test_a_listening_client_stays_when_the_relay_pings(autojump_clock: tri
 
 @pytest.mark.trio
 @pytest.mark.parametrize("sends", [b"", b"GET /ws HT", b"GET /ws HTTP/1.1\r\nHost: x\r\n"])
-async def test_a_socket_that_says_too_little_is_closed_after_ten_seconds(
+async def test_a_socket_that_says_too_little_is_answered_408_after_ten_seconds(
     autojump_clock: trio.testing.MockClock, sends: bytes
 ) -> None:
     async with running() as (_, port):
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             if sends:
                 await stream.send_all(sends)
-            assert await stream.receive_some() == b""
+            answer = b"".join([data async for data in stream])
+            assert answer.startswith(b"HTTP/1.1 408 ")
         assert trio.current_time() <= 12
 
 
@@ -407,12 +408,16 @@ async def test_metrics_are_prometheus_text_without_names() -> None:
         stranger = await Client.open(port)
         await stranger.say(b"null")
         await stranger.closed()
+        async with await trio.open_tcp_stream("127.0.0.1", port) as nonsense:
+            await nonsense.send_all(b"\x16\x03\x01\r\n\r\n")
+            assert (await nonsense.receive_some()).startswith(b"HTTP/1.1 400 ")
         status, head, body = await get(port, "/metrics")
         assert status == 200
         assert b"text/plain; version=0.0.4" in head
         samples = dict(line.split(b" ") for line in body.splitlines() if not line.startswith(b"#"))
         assert samples[b"mesh_relay_agents"] == b"1"
         assert samples[b'mesh_relay_refused_connects_total{code="4001"}'] == b"1"
+        assert samples[b'mesh_relay_rule_breaks_total{code="400"}'] == b"1"
         assert b"did:" not in body
         typed = {line.split(b" ")[2] for line in body.splitlines() if line.startswith(b"# TYPE")}
         assert typed == {sample.partition(b"{")[0] for sample in samples}
