@@ -287,6 +287,7 @@ class RelayServer:
         self._accepted_at, self._accept_tokens = now.monotonic, min(limits.accept_burst, self._accept_tokens + earned)
         for _ in range(_ACCEPT_AT_ONCE):
             if self._accept_tokens < 1:
+                self._core.counters.accepts_delayed += 1
                 self._pause_listeners(max(0.01, 1 / limits.accept_rate))
                 return
             try:
