@@ -211,6 +211,7 @@ class Raw:
     def __init__(self, server: Server, address: str, *, buffer: int | None = None) -> None:
         self.socket = socket.socket()
         self.socket.settimeout(PATIENCE)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)  # what waits is not sent yet
         if buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.socket.bind((address, 0))
@@ -224,6 +225,11 @@ class Raw:
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
+
+    def hang_up(self) -> None:
+        """End both directions; whoever reads sees it."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def write(self, data: bytes) -> bool:
         """Write all of it; False when the other side has closed."""
