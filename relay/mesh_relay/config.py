@@ -55,15 +55,22 @@ class Limits:
     bad_proof_rate: float = 1.0
     """Refused proofs per remote address; above it new sockets of the address are answered 429 and closed."""
     bad_proof_burst: float = 60.0
-    address_frame_rate: float = 50_000.0
-    """Frames per remote address, over all its agents: identities are free, addresses are not. Above it the relay reads
-    more slowly from the address; nothing is dropped."""
-    address_frame_burst: float = 100_000.0
+    address_frame_rate: float = 5_000.0
+    """Frames per remote address, over all its agents: identities are free, addresses are not, and one client looks at
+    some 6,000 unwelcome frames a second. Above it the relay reads more slowly from there; nothing is dropped."""
+    address_frame_burst: float = 20_000.0
+    address_knock_rate: float = 200.0
+    """Of these, knocks."""
+    address_knock_burst: float = 5_000.0
     addresses: int = 100_000
     """Remote addresses whose use is remembered. One more, and the one that came longest ago starts anew."""
     frame_rate: float = 150_000.0
-    """Routed frames per agent. Above it the relay reads more slowly from that agent; nothing is dropped."""
+    """Frames per agent, acks of what it got left out: others have sent that. Above it the relay reads more slowly from
+    that agent; nothing is dropped."""
     frame_burst: float = 300_000.0
+    knock_rate: float = 100.0
+    """Of these, knocks: each costs its recipient agreements and an answer. An honest agent knocks once per peer."""
+    knock_burst: float = 2_000.0
 
     outgoing_high: int = 1024 * 1024
     """Bytes waiting for a slow reader before its frames go to the inbox only."""

@@ -34,7 +34,7 @@ from mesh_relay.admission import (
     Refused,
 )
 from mesh_relay.config import Durability, Limits
-from mesh_relay.envelope import KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
+from mesh_relay.envelope import KNOCK, KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
 from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Work
 from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MalformedFrame
@@ -229,15 +229,16 @@ class _Acked:
 class _Address:
     """What one remote address may still do."""
 
-    __slots__ = ("connects", "failures", "frames")
+    __slots__ = ("connects", "failures", "frames", "knocks")
 
     def __init__(self, limits: Limits, now: Instant) -> None:
         self.connects = _Bucket(limits.address_rate, limits.address_burst, now)
         self.failures = _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now)
         self.frames = _Bucket(limits.address_frame_rate, limits.address_frame_burst, now)
+        self.knocks = _Bucket(limits.address_knock_rate, limits.address_knock_burst, now)
 
     def unused(self, now: Instant) -> bool:
-        return self.connects.full(now) and self.failures.full(now) and self.frames.full(now)
+        return all(bucket.full(now) for bucket in (self.connects, self.failures, self.frames, self.knocks))
 
 
 class Link:
@@ -266,7 +267,10 @@ class _Binding:
         "controls",
         "cursor",
         "did",
+        "earned",
         "fetching",
+        "knocks",
+        "knocks_bucket",
         "link",
         "loading",
         "mailbox",
@@ -284,6 +288,9 @@ class _Binding:
         self.receipts = "receipts" in (admitted.features or ())
         self.acks_everything = admitted.features is not None
         self.bucket = bucket
+        self.knocks_bucket: _Bucket | None = None  # from the first knock on
+        self.knocks = 0  # since it was heard last
+        self.earned = 0  # acks since then that others have paid for: each removed a frame of theirs
         self.cursor = 0
         self.behind = mailbox.frames > 0
         self.loading = False
@@ -468,14 +475,25 @@ class RelayCore:
         binding = link.binding
         if not frames or binding is None:
             return 0.0
+        frames, binding.earned = frames - binding.earned, 0
         pause = binding.bucket.take(frames, now)
         if link.origin is not None:
             pause = max(pause, link.origin.frames.take(frames, now))
+        if binding.knocks:
+            pause = max(pause, self._count_knocks(binding, now))
         if self._pending_size > self.limits.uncommitted_bytes:
             pause = max(pause, _CONGESTED_PAUSE)
         if pause:
             self.counters.throttled += 1
         return pause
+
+    def _count_knocks(self, binding: _Binding, now: Instant) -> float:
+        knocks, binding.knocks = binding.knocks, 0
+        if binding.knocks_bucket is None:
+            binding.knocks_bucket = _Bucket(self.limits.knock_rate, self.limits.knock_burst, now)
+        pause = binding.knocks_bucket.take(knocks, now)
+        origin = binding.link.origin
+        return pause if origin is None else max(pause, origin.knocks.take(knocks, now))
 
     def flushed(self, link: Link, queued: int) -> None:
         """The network has taken what it would; ``queued`` bytes are left."""
@@ -594,15 +612,16 @@ class RelayCore:
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
         mailbox = self._mailbox(admitted.did)
-        before = mailbox.binding
+        before, knocks_bucket = mailbox.binding, None
         if before is not None:
-            bucket = before.bucket
+            bucket, knocks_bucket = before.bucket, before.knocks_bucket
             self.counters.replaced += 1
             self._close(before.link, REPLACED, "replaced by a newer connection of this DID")
         else:
             bucket = _Bucket(self.limits.frame_rate, self.limits.frame_burst, now)
         del self._unproven[link]
         binding = _Binding(link, mailbox, admitted, bucket)
+        binding.knocks_bucket = knocks_bucket
         self._mailboxes[admitted.did] = mailbox
         mailbox.binding = link.binding = self._bindings[link] = binding
         self.counters.connects += 1
@@ -646,6 +665,8 @@ class RelayCore:
             self._refuse(binding, frame_id, refusal)
             return
         kind = envelope.type
+        if kind == KNOCK:
+            binding.knocks += 1
         self._seq = seq = self._seq + 1
         entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
         if earlier is not None:
@@ -759,6 +780,7 @@ class RelayCore:
             self._forget(entry)
         else:
             del mailbox.awaiting[frame_id]
+        binding.earned += 1
         if envelope.unread is True:
             self._unread(entry)
         else:
