@@ -25,6 +25,10 @@ LIMITS = {
     "outgoing_high": 256 * 1024,
     "outgoing_low": 64 * 1024,
     "uncommitted_bytes": 4 * MIB,
+    "knock_rate": 20,
+    "knock_burst": 50,
+    "address_knock_rate": 30,
+    "address_knock_burst": 60,
     "proof_seconds": 20,
 }
 
@@ -105,10 +109,11 @@ def test_a_frame_that_announces_too_much_ends_the_connection_with_1009(besieged:
 
 @pytest.mark.parametrize("piece", [b"", b"x"], ids=["empty ones", "tiny ones"])
 def test_a_message_in_endless_fragments_is_ended_with_1009(besieged: Siege, piece: bytes) -> None:
-    relay, codes = besieged.relay, set()
+    relay, codes, number = besieged.relay, set(), 0
     with besieged.watch() as watch:
         while watch.going:
-            with Raw.join(relay, "127.0.0.4") as raw:
+            number += 1
+            with Raw.join(relay, f"127.0.3.{number % 250 + 1}") as raw:
                 raw.write(b"\x01" + client_frame(b"{")[1:] + (b"\x00" + client_frame(piece)[1:]) * 1100)
                 codes.add(raw.close_code())
     assert codes == {1009}
@@ -214,24 +219,28 @@ def test_huge_and_deep_json_gets_an_error_frame(besieged: Siege) -> None:
             sent += len(frames)
         until(lambda: len(errors(taken)) == sent, "every frame is answered")
         assert max(len(detail) for detail in errors(taken)) < 400
-    assert relay.counted("malformed_total") == before + sent
+    assert relay.counted("malformed_total") >= before + sent
 
 
-def test_spam_of_knocks_at_an_agent_reaches_no_further_than_its_own_rate(besieged: Siege) -> None:
-    """The victim is one of the honest pair: it drops what is beyond its own rate, and goes on answering its peer."""
+def test_spam_of_knocks_is_read_more_slowly_and_its_victim_goes_on(besieged: Siege) -> None:
+    """The victim is one of the honest pair: it drops what is beyond its own rate, and goes on hearing its peer."""
     relay = besieged.relay
     opening = {"ik": "A" * 43 + "=", "ek": "B" * 43 + "="}
+    before, routed, began = relay.counted("throttled_total"), relay.counted("routed_total"), time.monotonic()
     with contextlib.ExitStack() as stack:
-        spammers = [stack.enter_context(Raw.join(relay, f"127.0.1.{number + 1}")) for number in range(8)]
-        with reading(*spammers) as taken, besieged.watch() as watch:
+        spammers = [stack.enter_context(Raw.join(relay, f"127.0.1.{number // 2 + 1}")) for number in range(8)]
+        for raw in spammers:
+            raw.socket.settimeout(0.05)
+        with reading(*spammers), besieged.watch() as watch:
             sent = 0
             while watch.going:
                 for raw in spammers:
-                    raw.say(
-                        *(
-                            message(besieged.pair.did, f"{sent + n}", kind="knock", establishment=opening)
-                            for n in range(20)
-                        )
-                    )
+                    ids = [str(sent + number) for number in range(20)]
+                    with contextlib.suppress(TimeoutError):
+                        raw.say(*(message(besieged.pair.did, one, "", "knock", establishment=opening) for one in ids))
                     sent += 20
-            until(lambda: sum(b'"delivered"' in payload for _, payload in taken) == sent, "every knock is answered")
+        spent = time.monotonic() - began
+    assert relay.counted("throttled_total") > before
+    knocks = relay.counted("routed_total") - routed - len(besieged.pair.laps["message"])
+    one_read = 64 * 1024 / len(message(besieged.pair.did, "1", "", "knock", establishment=opening))
+    assert knocks <= 4 * (60 + 30 * spent) + 8 * one_read
