@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mesh_registry import render
+from mesh_registry.config import Limits
 from mesh_registry.core import CheckToken, Core, Decision, Endpoint, Request
 from mesh_registry.metrics import Metrics
 from mesh_registry.oidc import TokenChecker
@@ -47,9 +48,6 @@ from meshlib.clock import Instant
 from meshlib.identity import MAX_DID_LENGTH
 
 log = logging.getLogger("mesh_registry.api")
-
-BODY_TIMEOUT = 15.0
-"""Seconds a client may take to send a body."""
 
 SWEEP_INTERVAL = 60.0
 MAX_REPLY_KEPT = 4096
@@ -80,6 +78,7 @@ class Registry:
     now: Callable[[], Instant]
     tokens: TokenChecker | None = None
     version: str = "0"
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -239,7 +238,7 @@ class _Endpoint:
 
     async def _body(self, receive: Receive) -> bytes:
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
+            async with asyncio.timeout(self._registry.limits.body_seconds):
                 body = b""
                 while True:
                     message = await receive()

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ def siege(folder: Path, relay: dict[str, object], registry: dict[str, object] | 
     """Both servers on SQLite with these limits, and the honest pair."""
     with (
         _serve("relay", folder, relay, "--no-exempt-loopback") as first,
-        _serve("registry", folder, registry or {}) as second,
+        _serve("registry", folder, registry or {}, "--no-exempt-loopback") as second,
     ):
         servers = Server(first), Server(second)
         pair = Pair(*servers)
@@ -313,6 +313,23 @@ class Raw:
         raw.write(raw.agent.connect(raw.nonce, time.time(), receipts=True))  # type: ignore[attr-defined]
         raw.next("connected")
         return raw
+
+
+def ask(
+    server: Server, address: str, method: str, target: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
+) -> tuple[int, bytes]:
+    """One HTTP request on a connection of its own: status and body; 0 when the server hung up."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, PATIENCE, source_address=(address, 0))
+    with contextlib.closing(connection):
+        try:
+            connection.request(method, target, body or None, dict(headers))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has answered before it had all, and closed
+        try:
+            with connection.getresponse() as response:
+                return response.status, response.read()
+        except (ConnectionError, http.client.HTTPException):
+            return 0, b""
 
 
 def dump(frame: object) -> bytes:
