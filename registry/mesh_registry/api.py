@@ -119,7 +119,7 @@ def application(registry: Registry) -> Starlette:
     async def describe(_: HttpRequest) -> Response:
         return JSONResponse(openapi)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, _Methods(endpoints)) for path, endpoints in paths.items()),
             Route("/health", health),
@@ -129,6 +129,9 @@ def application(registry: Registry) -> Starlette:
         exception_handlers={HTTPException: _http_problem},
         lifespan=lifespan,
     )
+    # A path with a slash too many is no endpoint. A redirect would lead wherever the request's Host header says.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _http_problem(_: HttpRequest, error: Exception) -> Response:

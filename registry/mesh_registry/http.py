@@ -129,7 +129,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value) + 4)  # colon, space and line end: thousands of tiny ones cost memory too
         super().on_header(name, value)
 
     def _count(self, size: int) -> None:

@@ -154,6 +154,10 @@ class Watch:
         assert time.monotonic() < self._deadline, f"under attack the honest pair made {len(self.laps)} laps only"
         return len(self.laps) < STORM
 
+    def rest(self, seconds: float = 0.05) -> None:
+        """Leave the pair a moment: an attack that only waits must not use up a core."""
+        time.sleep(seconds)
+
     @property
     def laps(self) -> list[float]:
         return self._laps[self._start :]
@@ -168,7 +172,7 @@ class Siege:
     pair: Pair
 
     @contextmanager
-    def watch(self, kind: str = "message", grows: int = 16 * MIB) -> Iterator[Watch]:
+    def watch(self, kind: str = "message", grows: int = 32 * MIB) -> Iterator[Watch]:
         """Attack inside, ``while watch.going``: latency stays normal, memory grows by ``grows`` bytes at most."""
         server = self.relay if kind == "message" else self.registry
         calm = statistics.median(self.pair.more(kind, CALM))
@@ -321,10 +325,8 @@ def ask(
     """One HTTP request on a connection of its own: status and body; 0 when the server hung up."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, PATIENCE, source_address=(address, 0))
     with contextlib.closing(connection):
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may answer before it had all, and close
             connection.request(method, target, body or None, dict(headers))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has answered before it had all, and closed
         try:
             with connection.getresponse() as response:
                 return response.status, response.read()

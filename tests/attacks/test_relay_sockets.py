@@ -76,7 +76,7 @@ def test_who_never_proves_is_closed_4005_and_the_oldest_make_room(besieged: Sieg
             assert idle[-1].upgrade() == 101
         assert relay.counted("unproven_sockets") <= LIMITS["unproven"]
         while watch.going:
-            time.sleep(0.05)
+            watch.rest()
         assert {raw.close_code() for raw in idle} == {4005}
     until(lambda: relay.counted("unproven_sockets") <= 1, "none is left but the one that asks")
 
@@ -92,7 +92,7 @@ def test_more_sockets_than_there_may_be_are_answered_503(besieged: Siege) -> Non
                 raw.write(agent.connect(raw.nonce, time.time(), receipts=True))
                 raw.next("connected")
         while watch.going:
-            time.sleep(0.05)
+            watch.rest()
     assert statuses.count(503) >= 20
     assert relay.counted("overcrowded_total") == statuses.count(503)
 
