@@ -1,4 +1,4 @@
-"""Every input that a target of the fuzzer started from, or once failed on, passes; and a planted bug is noticed."""
+"""Every input that a target of the fuzzer started from, or once failed on, passes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_what_the_fuzzer_starts_from_passes(name: str) -> None:
         TARGETS[name].run(seed)
 
 
-@pytest.mark.parametrize("path", KNOWN, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_once_failed_passes(path: Path) -> None:
-    TARGETS[path.parent.name].run(path.read_bytes())
+def test_what_once_failed_passes() -> None:
+    for path in KNOWN:
+        TARGETS[path.parent.name].run(path.read_bytes())
