@@ -30,6 +30,8 @@ CALM, STORM = 25, 25
 """Laps of the honest pair that make a median."""
 FACTOR = 25
 """A median under attack may be so many times the one before: attacker, server and pair share two busy cores."""
+STORED = 80 * MIB
+"""What a server may grow by when the attack stores things: SQLite's page cache of 64 MiB, and what is on the way."""
 CAP = 1.0
 """Seconds that no median may reach, whatever it was before."""
 
@@ -118,6 +120,8 @@ class Pair:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
+                if not line.endswith(b"\n"):
+                    return  # it was ended while it wrote
                 word, value = line.decode().split()
                 if word == "ready":
                     self.did = value

@@ -21,7 +21,7 @@ from tests.commands import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
-TIMEOUTS = Timeouts(connect=1.5, proof=1.5, silent_relay=0.5, registry=1.5, close=0.5)
+TIMEOUTS = Timeouts(connect=0.5, proof=0.5, silent_relay=0.2, registry=0.5, close=0.5)
 SENT = 8 * MIB
 """What a client may let itself be sent: one frame or answer at the most, and what sockets hold."""
 GROWN = 48 * MIB
@@ -55,12 +55,12 @@ def peak(*, forget: bool = False) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def client(port: int) -> MeshClient:
+def client(port: int, timeouts: Timeouts = TIMEOUTS) -> MeshClient:
     return MeshClient(
         ClientConfig(
             relay_url=f"ws://127.0.0.1:{port}",
             register=False,
-            timeouts=TIMEOUTS,
+            timeouts=timeouts,
             backoff=Backoff(first=0.2, last=0.2),
         )
     )
@@ -83,7 +83,7 @@ async def test_a_relay_that_never_becomes_one_is_given_up(kind: str) -> None:
 async def test_a_relay_that_sends_messages_without_end_is_left(kind: str, code: int) -> None:
     with hostile(kind) as (process, port):
         before = peak(forget=True)
-        with anyio.move_on_after(1.5):
+        with anyio.move_on_after(1):
             async with client(port):
                 await anyio.sleep_forever()
         amount, said = told(process)
@@ -96,7 +96,7 @@ async def test_a_relay_that_sends_messages_without_end_is_left(kind: str, code: 
 async def test_a_relay_that_floods_costs_no_memory(kind: str) -> None:
     with hostile(kind) as (_, port):
         before = peak(forget=True)
-        with anyio.move_on_after(1.5):
+        with anyio.move_on_after(1):
             async with client(port):
                 await anyio.sleep_forever()
         assert peak() - before <= GROWN
@@ -108,7 +108,7 @@ async def test_a_fleet_does_not_come_back_all_at_once() -> None:
         with anyio.move_on_after(3):
             async with anyio.create_task_group() as agents:
                 for _ in range(10):
-                    agents.start_soon(_stay, client(port))
+                    agents.start_soon(_stay, client(port, Timeouts()))
         came = []
         while len(came) < 60:
             word, value = process.line().split()[:2]
@@ -129,7 +129,7 @@ REGISTRY = ["an endless body", "endless chunks", "a dripping body", "a bomb", "d
 
 @pytest.mark.parametrize("kind", [*REGISTRY, "another address", "silent"])
 async def test_a_registry_that_means_harm_is_an_error_in_time(kind: str) -> None:
-    options = RegistryOptions(timeout=1.5, max_retries=0)
+    options = RegistryOptions(timeout=1.0, max_retries=0)
     with hostile(kind) as (process, port):
         before = peak(forget=True)
         with pytest.raises(MeshError), anyio.fail_after(20):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.load.wire import Agent
-from tests.attacks.kit import MIB, Raw, Siege, message, siege
+from tests.attacks.kit import STORED, Raw, Siege, message, siege
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_a_sender_to_agents_that_do_not_exist_reaches_only_so_many(besieged: Sie
 
 def test_a_full_relay_refuses_and_still_carries_what_is_read_at_once(besieged: Siege) -> None:
     relay, states = besieged.relay, Counter[str]()
-    with besieged.watch(grows=16 * MIB) as watch:
+    with besieged.watch(grows=STORED) as watch:
         while watch.going or not states["refused"]:
             somebody = Agent().did
             states += leave(besieged, [message(somebody, str(n)) for n in range(100)])
