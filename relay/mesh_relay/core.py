@@ -322,6 +322,7 @@ class Counters:
     spilled: int = 0
     throttled: int = 0
     turned_away: int = 0
+    deaf: int = 0
     overcrowded: int = 0
     accepts_delayed: int = 0
     rule_breaks: dict[int, int] = field(default_factory=dict)
@@ -580,7 +581,9 @@ class RelayCore:
 
     def _complain(self, link: Link, detail: str, frame_id: object = None) -> None:
         self.counters.malformed += 1
-        self._effects.append(Send(link, envelopes.error(detail, id=frame_id if isinstance(frame_id, str) else None)))
+        if not isinstance(frame_id, str) or len(frame_id) > self.limits.id_length:
+            frame_id = None
+        self._effects.append(Send(link, envelopes.error(detail, id=frame_id)))
 
     # --- connect ------------------------------------------------------------------------------------------------------
 

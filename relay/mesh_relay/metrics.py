@@ -69,6 +69,7 @@ _HELP = {
     "spilled": "Times a slow reader was switched to its inbox",
     "throttled": "Times a sender was read more slowly",
     "turned_away": "Sockets refused by a limit per address",
+    "deaf": "Times a socket was not read from because it reads nothing",
     "accepts_delayed": "Times new sockets had to wait for the rate of admission",
     "overcrowded": "Sockets refused because there are too many",
 }

@@ -461,6 +461,7 @@ class RelayServer:
         deaf = connected.full and connected.connection.waiting > self._limits.outgoing_high
         interest = (WRITE if connected.full else 0) | (0 if connected.paused or deaf else READ)
         if interest != connected.interest:
+            self._core.counters.deaf += deaf and bool(connected.interest & READ)
             connected.interest = interest
             self._readiness.watch(connected.raw.fileno(), interest)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +24,13 @@ from mesh_relay.inbox.memory import MemoryInbox
 
 from meshlib import snapshot
 from meshlib.clock import Instant
+from meshlib.crypto.prekeys import make_bundle, make_one_time_prekeys, make_signed_prekey
+from meshlib.crypto.x3dh import Dialect
 from meshlib.daemon import protocol as daemon
-from meshlib.errors import InvalidValue, MalformedFrame, MeshError, ServiceError
+from meshlib.daemon import values as daemon_values
+from meshlib.errors import AmbiguousName, InvalidValue, KnockRefused, MalformedFrame, MeshError, ServiceError
 from meshlib.identity import Did, parse_did
+from meshlib.session import Session
 from meshlib.wire import codec, encoding, envelopes, registry, transfers
 from tests.unit.mesh_relay.kit import ALICE, BOB, UTC, ack, connect_frame, message
 
@@ -305,23 +310,46 @@ _BUNDLE = {
 _AGENT = {"did": ALICE.did, "capabilities": ["a"], "metadata": {"a": "b"}, "last_seen": "2026-01-01T00:00:00.000Z"}
 _BODY = {"public_key": _KEY, "proof": encoding.b64(bytes(64)), "proof_timestamp": "2026-01-01T00:00:00.000Z", **_AGENT}
 _AUTHORIZATION = f"Ed25519-Timestamp {ALICE.did} 2026-01-01T00:00:00.000Z {encoding.b64url(bytes(64))}".encode()
+
+
+def _lines() -> list[daemon.Frame]:
+    errors = (AmbiguousName("bob", ["did:mesh:1"]), KnockRefused("did:mesh:1", "no"), MalformedFrame("what", id="3"))
+    return [
+        daemon.Called(1, daemon_values.Send("bob", {"a": [1, None, "x"]})),
+        daemon.Called(2, daemon_values.Receive()),
+        daemon.Returned(1, daemon_values.write("did:mesh:1")),
+        *(daemon.Raised.of(number, error) for number, error in enumerate(errors)),
+    ]
+
+
+def _records() -> list[bytes]:
+    """One record of each kind, a session that has turned and skipped among them."""
+    draw = random.Random(7).randbytes
+    signed, (one_time,) = make_signed_prekey(BOB, 1, draw), make_one_time_prekeys(2, 1, draw)
+    bundle = make_bundle(BOB, signed, one_time)
+    ours, opening = Session.initiate(ALICE, ALICE.did, BOB.did, bundle, Dialect.AGT5, draw)
+    theirs = Session.respond(BOB, BOB.did, ALICE.did, opening, signed, one_time, Dialect.AGT5)
+    for _ in range(3):
+        ours, header, ciphertext = ours.encrypt(b"null", draw)
+    theirs, _ = theirs.decrypt(header, ciphertext, draw)  # and keeps the keys of two that are missing
+    theirs, _, _ = theirs.encrypt(b"null", draw)
+    packed = [snapshot.pack_session(session) for session in (ours, theirs)]
+    return [
+        *packed,
+        snapshot.pack_identity(ALICE),
+        snapshot.pack_signed_prekey(signed),
+        snapshot.pack_one_time_prekey(one_time),
+    ]
+
+
 _MASKED = b"\x81\x82\0\0\0\0{}"
 
 TARGETS = {
     "frames": Target(frames, _FRAMES),
     "payloads": Target(payloads, _PAYLOADS),
     "answers": Target(answers, [b"\0" + _compact(one) for one in (_BUNDLE, _AGENT, {"results": [_AGENT], "total": 1})]),
-    "daemons": Target(
-        daemons,
-        [
-            b'{"call":1,"verb":"send","with":{"peer":"a","payload":1}}',
-            b'{"return":1,"value":null}\n{"raise":1,"error":"MeshError","text":"x","facts":{}}',
-            b'{"hello":{"version":1}}\n{"note":1,"value":{}}\n{"cancel":1}',
-        ],
-    ),
-    "snapshots": Target(
-        snapshots, [snapshot.pack_identity(ALICE), b"\x94\xa7session\x01\x90", b"\x93\xa8identity\x01\x91"]
-    ),
+    "daemons": Target(daemons, [daemon.encode(line).rstrip(b"\n") for line in _lines()]),
+    "snapshots": Target(snapshots, _records()),
     "texts": Target(
         texts, [b"2026-01-01T00:00:00.000Z", ALICE.did.encode(), b"AAAA-_==", b'{"a":[1e9,"\\ud800"]}', b"wss://a:1/b"]
     ),

@@ -1231,3 +1231,10 @@ def test_who_breaks_the_rules_before_a_proof_uses_up_the_address() -> None:
         relay.core.broke_rules(relay.open(), 1002, relay.now)
     assert not relay.core.welcome("192.0.2.1", relay.now)
     assert relay.core.counters.rule_breaks == {1002: 3}
+
+
+def test_an_error_repeats_no_id_that_is_none() -> None:
+    relay = Relay()
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "i" * 128, sender=BOB.did), message(BOB.did, "i" * 129, sender=BOB.did))
+    assert [error.get("id") for error in relay.frames(alice, "error")] == ["i" * 128, None]
