@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+FUZZ   ?= 60
 STAMP  := $(VENV)/.installed
 NPM    := interop/node_modules/.package-lock.json
 # Empty without a node that can run the TypeScript parts.
 NODE   := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && echo node)
 
-.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos large-file bench bench-quick vectors coverage clean
+.PHONY: help venv npm check style types fast test test-runtimes demo interop chaos large-file bench bench-quick fuzz vectors coverage clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +69,10 @@ bench: venv $(if $(NODE),npm) ## measure everything beside its peers and write d
 
 bench-quick: venv $(if $(NODE),npm) ## the same with tiny numbers that mean nothing, to see that it works
 	@$(BIN)/python -m bench --quick $(BENCH)
+
+fuzz: venv ## fuzz whatever reads foreign bytes, guided by coverage, a minute per target; longer with FUZZ=600
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'atheris>=3.0'
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ)
 
 vectors: venv ## every golden vector
 	@$(BIN)/python vectors/check.py vectors

@@ -92,7 +92,7 @@ MOSQUITTO = Program(_mosquitto, speaks_http=False)
 _UNLIMITED = "900000/900000"  # all requests come from one address, which the default limits would stop
 _REGISTRY = (
     *("--registrations-per-address", _UNLIMITED, "--keys-per-target", _UNLIMITED),
-    *("--keys-per-requester", _UNLIMITED),
+    *("--keys-per-requester", _UNLIMITED, "--lookups-per-requester", _UNLIMITED),
 )
 OUR_REGISTRY = _ours("registry", *_REGISTRY)
 OUR_REGISTRY_LEGACY = _ours("registry", *_REGISTRY, "--allow-legacy")

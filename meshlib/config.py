@@ -112,6 +112,11 @@ class Limits:
     """Knocks one peer may send at once. An honest one sends one per restart, and a few more to heal a session."""
     knock_every: float = 10.0
     """Seconds until it may send one more. What is beyond is dropped before it costs an agreement."""
+    newcomers_burst: int = 2_000
+    """Knocks of peers that have not knocked lately, over all of them: identities are free."""
+    newcomers_every: float = 0.01
+    """Seconds until one more newcomer is looked at. What is beyond is dropped. An honest one knocks again when the
+    relay says that its message came back unread."""
     payload: int = 512 * 1024
     """Bytes of one payload as JSON. Base64 and envelope bring it below the relay's frame limit of 1 MiB."""
     events: int = 1_000

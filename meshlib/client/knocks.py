@@ -88,10 +88,14 @@ class KnockRate:
         self._limits = limits
         self._of: OrderedDict[Did, tuple[float, float, bool]] = OrderedDict()
         """Knocks left, when that was counted (monotonic seconds), and whether too many were reported."""
+        self._newcomers = float(limits.newcomers_burst)
+        self._newcomers_since = 0.0
 
     def take(self, sender: Did, now: float) -> bool:
         """Count a knock. Returns whether it may be looked at."""
         limits = self._limits
+        if sender not in self._of and not self._take_newcomer(now):
+            return False
         left, since, reported = self._of.pop(sender, (float(limits.knock_burst), now, False))
         left = min(float(limits.knock_burst), left + (now - since) / limits.knock_every)
         allowed = left >= 1
@@ -100,8 +104,19 @@ class KnockRate:
             self._of.popitem(last=False)
         return allowed
 
+    def _take_newcomer(self, now: float) -> bool:
+        limits = self._limits
+        earned = (now - self._newcomers_since) / limits.newcomers_every
+        self._newcomers = min(float(limits.newcomers_burst), self._newcomers + earned)
+        self._newcomers_since = now
+        allowed = self._newcomers >= 1
+        self._newcomers -= allowed
+        return allowed
+
     def report(self, sender: Did) -> bool:
         """Whether it is to be said that a sender knocks too often: once until it may knock again."""
+        if sender not in self._of:
+            return False  # one of too many newcomers
         left, since, reported = self._of[sender]
         self._of[sender] = (left, since, True)
         return not reported

@@ -65,6 +65,7 @@ def http_client(options: RegistryOptions) -> httpx.AsyncClient:
             trust_env=options.proxy is None,
             timeout=options.timeout,
             follow_redirects=False,  # a signature is for the registry it was made for
+            headers={"accept-encoding": "identity"},  # a few compressed bytes may unfold into gigabytes
         )
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise InvalidValue(f"the proxy cannot be used: {error}") from error
@@ -245,13 +246,15 @@ class RegistryClient:
             with anyio.fail_after(self.options.timeout):
                 async with self._http.stream(request.method, url, headers=headers, content=request.body) as response:
                     self._measure_clock(response.headers.get("date"), started)
-                    body = b""
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        raise RegistryRefused(response.status_code, "the answer is compressed, which nobody asked for")
+                    body = bytearray()
                     async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
                         async for chunk in chunks:
                             body += chunk
                             if len(body) > wire.MAX_ANSWER:
                                 raise RegistryRefused(response.status_code, "the answer is too long to be one")
-                    return wire.Answer(response.status_code, body)
+                    return wire.Answer(response.status_code, bytes(body))
         except TimeoutError as error:
             raise TransportError(
                 f"the registry at {self._shown} gave no answer within {self.options.timeout:g} s"

@@ -37,6 +37,8 @@ _MAX_FRAGMENTS = 1024
 """Pieces one message may come in. Ours come in one; empty pieces would otherwise cost memory without end."""
 _MAX_CHALLENGE = 1024
 """Characters of a challenge; ours has 43."""
+_BUSY = (408, 429, 503)
+"""Statuses that will pass: the relay, or what stands in front of it, is full or turns our address away for a while."""
 _SILENT = logging.Logger("meshlib.websocket", level=logging.CRITICAL)
 """The library logs whole frames, and connect carries a token."""
 
@@ -117,9 +119,10 @@ class WebSocket:
                         self._partial.append(_as_frame(event))
         error = self._protocol.handshake_exc
         if isinstance(error, InvalidStatus):
+            status = error.response.status_code
             raise TransportError(
-                f"{relay_url} answered HTTP {error.response.status_code} instead of opening a WebSocket: "
-                "is this the relay's address, without a path?"
+                f"{relay_url} answered HTTP {status} instead of opening a WebSocket: "
+                + ("it has no room for us at the moment" if status in _BUSY else "is it the relay's address, no path?")
             ) from error
         if isinstance(error, InvalidHandshake):
             raise TransportError(f"{relay_url} speaks no WebSocket: {error}") from error
@@ -170,7 +173,7 @@ class WebSocket:
             await self._answer()
             if messages:
                 return messages
-            if self._protocol.close_rcvd is not None or self._protocol.state is State.CLOSED:
+            if self._broken or self._protocol.close_rcvd is not None or self._protocol.state is State.CLOSED:
                 raise self._closed()  # nothing follows a close frame; whether TCP lingers is the server's business
             if not await self._read():
                 raise self._closed()
@@ -221,7 +224,7 @@ class WebSocket:
         """
         try:
             await self.say_goodbye(code)
-            while self._protocol.close_rcvd is None and await self._read():
+            while not self._broken and self._protocol.close_rcvd is None and await self._read():
                 self._protocol.events_received()
         finally:
             await anyio.aclose_forcefully(self._stream)
@@ -257,9 +260,16 @@ class WebSocket:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._protocol.receive_eof()
 
+    @property
+    def _broken(self) -> bool:
+        """Whether the relay has broken the rules: what it goes on sending, perhaps for ever, means nothing any more."""
+        return self._protocol.parser_exc is not None and self._protocol.close_sent is not None
+
     def _closed(self) -> Closed:
         if self._silent:
             return Closed(_ABNORMAL, f"no sign of life for {self._quiet + self._patience:g} s")
+        if self._broken and (told := self._protocol.close_sent) is not None:
+            return Closed(_ABNORMAL, f"the relay broke the rules of WebSocket: {told.code} {told.reason}")
         code = self._protocol.close_rcvd.code if self._protocol.close_rcvd else _ABNORMAL
         reason = self._protocol.close_rcvd.reason if self._protocol.close_rcvd else ""
         return Closed(code, reason)

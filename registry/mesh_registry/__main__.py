@@ -20,7 +20,7 @@ from mesh_registry import logs
 from mesh_registry.api import application
 from mesh_registry.config import Config, parse
 from mesh_registry.core import Core
-from mesh_registry.http import BoundedHttp
+from mesh_registry.http import bounded
 from mesh_registry.oidc import TokenChecker
 from mesh_registry.parts import Registry
 from mesh_registry.store.memory import MemoryStore
@@ -72,7 +72,7 @@ async def _serve(config: Config, version: str) -> int:
         server = _Server(
             uvicorn.Config(
                 application(registry),
-                http=BoundedHttp,
+                http=bounded(config.limits, registry.metrics.refused_connections, _exempt(config)),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -98,7 +98,13 @@ def _assemble(config: Config, version: str) -> Registry:
     store: RegistryStore
     store = MemoryStore(config.max_agents) if config.store is None else SqliteStore(config.store, config.max_agents)
     now = lambda: Instant(time.monotonic(), time.time())  # noqa: E731
-    return Registry(Core(config.policy), store, now, tokens, version)
+    return Registry(Core(config.policy), store, now, tokens, version, config.limits)
+
+
+def _exempt(config: Config) -> frozenset[str]:
+    """Addresses that many clients share, and so may have any number of connections."""
+    proxies = {address.strip() for address in config.trusted_proxies.split(",")}
+    return frozenset(proxies | ({"127.0.0.1", "::1", "::ffff:127.0.0.1"} if config.exempt_loopback else set()))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -48,9 +48,6 @@ from meshlib.logs import LogEvent
 
 log = logging.getLogger("mesh_registry.api")
 
-BODY_TIMEOUT = 15.0
-"""Seconds a client may take to send a body."""
-
 SWEEP_INTERVAL = 60.0
 LAG_INTERVAL = 1.0
 MAX_REQUEST_ID = 64
@@ -105,7 +102,7 @@ def application(registry: Registry) -> Starlette:
     for method, path, endpoint in ROUTES:
         paths.setdefault(path, {})[method] = _Endpoint(registry, endpoint)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, _Methods(registry, endpoints)) for path, endpoints in paths.items()),
             *pages(registry),
@@ -113,6 +110,9 @@ def application(registry: Registry) -> Starlette:
         exception_handlers={HTTPException: http_problem},
         lifespan=lifespan,
     )
+    # A path with a slash too many is no endpoint. A redirect would lead wherever the request's Host header says.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _feel_lag(registry: Registry) -> None:
@@ -247,7 +247,7 @@ class _Endpoint:
 
     async def _body(self, receive: Receive) -> bytes:
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
+            async with asyncio.timeout(self._registry.limits.body_seconds):
                 body = b""
                 while True:
                     message = await receive()

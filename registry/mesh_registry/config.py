@@ -5,7 +5,7 @@ Every option ``--some-name`` has the environment variable ``MESH_REGISTRY_SOME_N
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,28 @@ ENVIRONMENT_PREFIX = "MESH_REGISTRY_"
 MEMORY = ":memory:"
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one HTTP connection. Sizes in bytes, times in seconds. ``head_size`` is ``MESH_REGISTRY_HEAD_SIZE``.
+
+    What a request may hold is bounded in :mod:`mesh_registry.bodies`, how often it may be made by :class:`Config`.
+    """
+
+    head_size: int = 32 * 1024
+    """Request line and headers. Ours have under 1 KiB; proxies and browsers add some more."""
+    head_seconds: float = 20.0
+    """From the connection, or the first byte of a later request, to the end of its headers."""
+    body_seconds: float = 15.0
+    """A client may take to send a body."""
+    unread_seconds: float = 20.0
+    """A client may leave more than the transport's 64 KiB of answers unread."""
+    pipelined: int = 8
+    """Requests that may wait for the answer to an earlier one on the same connection. HTTP clients wait themselves."""
+    address_connections: int = 500
+    """Connections at a time of one address (IPv6: /64 network), so that no single one uses up ``max_connections``.
+    Trusted proxies are exempt, and so is loopback unless ``--no-exempt-loopback``."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,8 @@ class Config:
     max_agents: int
     max_connections: int
     """Connections at a time; beyond it answers are 503."""
+    exempt_loopback: bool
+    """Whether loopback is exempt from ``limits.address_connections``: a reverse proxy there is one address for all."""
     trusted_proxies: str
     """Addresses whose ``X-Forwarded-For`` is believed, comma-separated; ``*`` for all. Empty: none."""
     drain_seconds: float
@@ -41,6 +65,7 @@ class Config:
     balancer needs them to send requests elsewhere."""
     log_level: LogLevel
     log_format: LogFormat
+    limits: Limits = field(default_factory=Limits)
 
 
 def default_store(environment: Mapping[str, str]) -> Path:
@@ -76,15 +101,30 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str
             registrations=chosen.registrations_per_address,
             keys_per_target=chosen.keys_per_target,
             keys_per_requester=chosen.keys_per_requester,
+            lookups=chosen.lookups_per_requester,
         ),
         issuer=Issuer(chosen.oidc_issuer, chosen.oidc_audience) if chosen.oidc_issuer else None,
         max_agents=chosen.max_agents,
         max_connections=chosen.max_connections,
+        exempt_loopback=chosen.exempt_loopback,
         trusted_proxies=chosen.trusted_proxies,
         drain_seconds=chosen.drain_seconds,
         log_level=chosen.log_level,
         log_format=chosen.log_format,
+        limits=_limits(serve, environment),
     )
+
+
+def _limits(serve: argparse.ArgumentParser, environment: Mapping[str, str]) -> Limits:
+    chosen: dict[str, float] = {}
+    for limit in fields(Limits):
+        name = ENVIRONMENT_PREFIX + limit.name.upper()
+        if (text := environment.get(name)) is not None:
+            try:
+                chosen[limit.name] = _count(text) if limit.type is int else _number(text)
+            except argparse.ArgumentTypeError as error:
+                serve.error(f"{name}: {error}")
+    return Limits(**chosen)  # type: ignore[arg-type]  # whole numbers where they must be
 
 
 def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
@@ -126,10 +166,23 @@ def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str])
     serve.add_argument(
         "--keys-per-requester", type=_rate, default=preset("keys-per-requester", "2000/50"), metavar="BURST/PER_SECOND"
     )
+    serve.add_argument(
+        "--lookups-per-requester",
+        type=_rate,
+        default=preset("lookups-per-requester", "5000/200"),
+        metavar="BURST/PER_SECOND",
+        help="discovery, agents and presence asked for by one address or agent",
+    )
     serve.add_argument("--oidc-issuer", default=preset("oidc-issuer", ""), help="identity provider for verification")
     serve.add_argument("--oidc-audience", default=preset("oidc-audience", ""))
     serve.add_argument("--max-agents", type=_count, default=preset("max-agents", "1000000"))
     serve.add_argument("--max-connections", type=_count, default=preset("max-connections", "10000"))
+    serve.add_argument(
+        "--exempt-loopback",
+        action=argparse.BooleanOptionalAction,
+        default=_flag(preset("exempt-loopback", "true")),
+        help="whether the bound on connections per address leaves out loopback, as a reverse proxy needs (it does)",
+    )
     serve.add_argument("--trusted-proxies", default=preset("trusted-proxies", ""), help="believed for X-Forwarded-For")
     serve.add_argument(
         "--drain-seconds",

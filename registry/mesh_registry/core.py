@@ -190,6 +190,8 @@ class Policy:
     """One-time keys handed out per agent: a burst of new peers, then as fast as an agent can supply them."""
     keys_per_requester: TokenRate = field(default_factory=lambda: TokenRate(2000, 50))
     """One-time keys one anonymous address or one authenticated agent can take."""
+    lookups: TokenRate = field(default_factory=lambda: TokenRate(5000, 200))
+    """Questions of one address or agent that cost nothing else: discovery, agents, presence. Who scrapes is slowed."""
 
 
 class Core:
@@ -202,6 +204,7 @@ class Core:
         self._targets_of_known = Buckets(policy.keys_per_target)
         self._registrations = Buckets(policy.registrations)
         self._requesters = Buckets(policy.keys_per_requester)
+        self._lookups = Buckets(policy.lookups)
         self._deciders: dict[Endpoint, Callable[[Request, Account | None, Instant], Decision]] = {
             Endpoint.REGISTER: self._register,
             Endpoint.GET_AGENT: self._get_agent,
@@ -268,15 +271,15 @@ class Core:
     # --- public reading ---------------------------------------------------------------------------------------------
 
     def _get_agent(self, request: Request, account: Account | None, now: Instant) -> Decision:
-        self._identify(request, account, now)
+        self._look_up(request, account, now)
         return FindAgent(request.did)
 
     def _presence(self, request: Request, account: Account | None, now: Instant) -> Decision:
-        self._identify(request, account, now)
+        self._look_up(request, account, now)
         return FindPresence(request.did)
 
     def _discover(self, request: Request, account: Account | None, now: Instant) -> Decision:
-        self._identify(request, account, now)
+        self._look_up(request, account, now)
         fields = _query(request.query)
         capability = fields.get("capability")
         if capability is None:
@@ -296,10 +299,16 @@ class Core:
         bundle comes without a one-time key, as X3DH foresees.
         """
         known = self._identify(request, account, now)
-        requester = f"did {account.did}" if known and account is not None else f"at {_network(request.requester)}"
+        requester = _asker(request, account if known else None)
         targets = self._targets_of_known if known else self._targets
         granted = self._requesters.take(requester, now.monotonic) and targets.take(request.did, now.monotonic)
         return TakePrekeys(request.did, one_time=granted, last_ones=known)
+
+    def _look_up(self, request: Request, account: Account | None, now: Instant) -> None:
+        """Count a question against whoever asks it."""
+        known = self._identify(request, account, now)
+        if not self._lookups.take(_asker(request, account if known else None), now.monotonic):
+            raise too_soon("too many questions from this address or agent", 1 / self.policy.lookups.per_second)
 
     def _identify(self, request: Request, account: Account | None, now: Instant) -> bool:
         """Whether a public request proves who sent it. Nothing depends on it but the one-time keys.
@@ -321,7 +330,7 @@ class Core:
         body = parse(request.body, RegisterBody)
         legacy = body.proof is None and body.proof_timestamp is None
         register = self._register_legacy(body, now) if legacy else self._register_proven(request, body, now)
-        if not self._registrations.take(_network(request.requester), now.monotonic):
+        if not self._registrations.take(network(request.requester), now.monotonic):
             wait = 1 / self.policy.registrations.per_second
             raise too_soon("too many registrations from this address", wait, "address_rate")
         return register
@@ -533,7 +542,12 @@ class Core:
         check_bound_signature(key, credentials, request.method, request.target, request.body)
 
 
-def _network(requester: str) -> str:
+def _asker(request: Request, account: Account | None) -> str:
+    """Whose account a question is counted on: an agent's that has proved itself, else its address's."""
+    return f"at {network(request.requester)}" if account is None else f"did {account.did}"
+
+
+def network(requester: str) -> str:
     """An address, or of IPv6 the network it is in: there a single subscriber has 2**64 addresses and more."""
     try:
         address = ip_address(requester.partition("%")[0])

@@ -6,22 +6,15 @@ Bodies are bounded where they are read, in :mod:`mesh_registry.api`.
 """
 
 import asyncio
-from collections.abc import Sized
+from collections import Counter
+from collections.abc import Collection, Sized
+from http import HTTPStatus
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-MAX_HEAD = 32 * 1024
-"""Bytes of request line and headers. Ours have under 1 KiB; proxies and browsers add some more."""
-
-HEAD_TIMEOUT = 20.0
-"""Seconds from the connection, or the first byte of a later request, to the end of its headers."""
-
-MAX_PIPELINED = 8
-"""Requests that may wait for the answer to an earlier one on the same connection. HTTP clients wait themselves."""
-
-READ_TIMEOUT = 20.0
-"""Seconds a client may leave more than the transport's 64 KiB of answers unread."""
+from mesh_registry.config import Limits
+from mesh_registry.core import network
 
 
 class _Flow(FlowControl):
@@ -38,8 +31,19 @@ class _Flow(FlowControl):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose request head is too long or does not end, or that ask faster than they listen."""
+    """Closes connections whose request head is too long or does not end, or that ask faster than they listen.
 
+    Refusals are counted by reason in ``refused``. :func:`bounded` makes a class with limits and counters of its own.
+    """
+
+    limits = Limits()
+    refused: Counter[str] = Counter()
+    connected: Counter[str] = Counter()
+    """Connections at a time, by network."""
+    exempt: Collection[str] = ()
+    """Addresses that may have any number of them."""
+
+    _network = ""
     _head_size = 0
     _fields_size = 0
     _in_head = True
@@ -49,18 +53,39 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
+        address = self.client[0] if self.client else ""
+        if address and address not in self.exempt and "*" not in self.exempt:
+            self._network = network(address)
+            self.connected[self._network] += 1
+            if self.connected[self._network] > self.limits.address_connections:
+                self._refuse("address", 429)
+                return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_ended()
         self._is_read()
         self.pipeline.clear()
+        if self._network:
+            self.connected[self._network] -= 1
+            if not self.connected[self._network]:
+                del self.connected[self._network]
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(READ_TIMEOUT, self.transport.abort)
+            self._unread = self.loop.call_later(self.limits.unread_seconds, self._give_up_writing)
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether a request of this connection has not been answered to its end."""
+        cycle: RequestResponseCycle | None = self.cycle  # None until the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _give_up_writing(self) -> None:
+        self.refused["unread"] += 1
+        self.transport.abort()
 
     def resume_writing(self) -> None:
         self._is_read()
@@ -73,13 +98,24 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
+            self.refused["malformed"] += 1
             super().send_400_response(msg)
 
+    def _refuse(self, reason: str, status: int) -> None:
+        if not self.transport.is_closing():
+            self.refused[reason] += 1
+            phrase = HTTPStatus(status).phrase
+            head = f"HTTP/1.1 {status} {phrase}\r\nRetry-After: 10\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            self.transport.write(head.encode())
+            self.transport.close()
+
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._head_size += len(data)
         super().data_received(data)
         # What came in one piece with a body is no head any more.
-        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
+        if self._in_head and self._head_size > self.limits.head_size and not self.transport.is_closing():
             self.send_400_response("The request's headers are too long.")
 
     def on_message_begin(self) -> None:
@@ -93,18 +129,22 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value) + 4)  # colon, space and line end: thousands of tiny ones cost memory too
         super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._fields_size += size
-        if self._fields_size > MAX_HEAD:
+        if self._fields_size > self.limits.head_size:
             raise ValueError("the request's headers are too long")  # the parser stops, the client is answered 400
 
     def on_headers_complete(self) -> None:
         self._head_ended()
+        full = self.limit_concurrency
+        if full is not None and max(len(self.connections), len(self.tasks)) >= full:  # then it is answered 503
+            self.refused["crowded"] += 1
         super().on_headers_complete()
-        if len(self.pipeline) > MAX_PIPELINED:
+        if len(self.pipeline) > self.limits.pipelined:
+            self.refused["pipelined"] += 1
             # A 400 would pass for the answer to the first of them.
             self.transport.abort()
             self.pipeline.clear()
@@ -117,7 +157,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._in_head = True
-        self._deadline = self.loop.call_later(HEAD_TIMEOUT, self._give_up)
+        self._deadline = self.loop.call_later(self.limits.head_seconds, self._give_up)
 
     def _head_ended(self) -> None:
         self._in_head = False
@@ -127,5 +167,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if not self._under_way:
+            self._refuse("slow", 408)
+        elif not self.transport.is_closing():  # a 408 would pass for the answer to an earlier request
+            self.refused["slow"] += 1
             self.transport.close()
+
+
+def bounded(limits: Limits, refused: Counter[str], exempt: Collection[str]) -> type[BoundedHttp]:
+    """The protocol for one server."""
+    members = {"limits": limits, "refused": refused, "connected": Counter(), "exempt": exempt}
+    return type("Bounded", (BoundedHttp,), members)

@@ -23,6 +23,8 @@ class Metrics:
     seconds: defaultdict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     """From a request's headers to its answer, by endpoint."""
     refused: Counter[Reason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
+    refused_connections: Counter[str] = field(default_factory=Counter)
+    """By reason: what never became a request that an endpoint counts."""
     one_time_keys_taken: int = 0
     bundles_without_key: int = 0
     lag: Histogram = field(default_factory=Histogram)
@@ -58,6 +60,8 @@ def prometheus(metrics: Metrics, vitals: Vitals, standing: Standing) -> str:
     page.counter("requests_total", "Requests answered", metrics.requests, "endpoint", "status")
     page.histogram("request_seconds", "From a request's headers to its answer", metrics.seconds, "endpoint")
     page.counter("refused_requests_total", "Requests refused, by why", metrics.refused, "reason")
+    text = "Connections ended, and requests refused, before an endpoint saw them"
+    page.counter("refused_connections_total", text, metrics.refused_connections, "reason")
     page.gauge("agents", "Agents registered", standing.agents)
     if standing.supply is not None:
         page.gauge("one_time_keys_left", "One-time keys of all agents", standing.supply.left)

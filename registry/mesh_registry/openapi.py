@@ -26,7 +26,7 @@ PROBLEMS = {
     403: "The proof is that of another agent.",
     404: "There is no such agent, or it has published no prekeys.",
     405: "The endpoint does not know the method.",
-    408: "The body did not arrive in time.",
+    408: "The request did not arrive in time.",
     409: "It exists already, or this very request has been carried out before.",
     413: f"The body is too long: {MAX_BODY} bytes, for prekeys {MAX_PREKEYS_BODY}.",
     415: "Content-Type is not application/json.",
@@ -266,7 +266,9 @@ def _paths() -> Json:
         },
         "/v1/agents/{did}": {
             "parameters": [did],
-            "get": _operation("get_agent", "What is known about an agent.", "Agent", (404,), security=_SIGNED_OR_NOT),
+            "get": _operation(
+                "get_agent", "What is known about an agent.", "Agent", (404, 429), security=_SIGNED_OR_NOT
+            ),
             "put": _operation(
                 "update", "Its owner changes capabilities or metadata.", "Agent", (401, 403, 404, 409, 503),
                 body=_ref("Update"), security=_SIGNED,
@@ -288,7 +290,9 @@ def _paths() -> Json:
         },
         "/v1/agents/{did}/presence": {
             "parameters": [did],
-            "get": _operation("presence", "When an agent was last seen.", "Presence", (404,), security=_SIGNED_OR_NOT),
+            "get": _operation(
+                "presence", "When an agent was last seen.", "Presence", (404, 429), security=_SIGNED_OR_NOT
+            ),
         },
         "/v1/agents/{did}/heartbeat": {
             "parameters": [did],
@@ -318,7 +322,7 @@ def _paths() -> Json:
         },
         "/v1/discover": {
             "get": _operation(
-                "discover", "Agents with exactly this capability, the freshest first.", "Page", (422,),
+                "discover", "Agents with exactly this capability, the freshest first.", "Page", (422, 429),
                 security=_SIGNED_OR_NOT, query=(capability, limit),
             ),
         },

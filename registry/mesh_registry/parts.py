@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mesh_registry.config import Limits
 from mesh_registry.core import Core
 from mesh_registry.metrics import Metrics
 from mesh_registry.oidc import TokenChecker
@@ -19,6 +20,7 @@ class Registry:
     now: Callable[[], Instant]
     tokens: TokenChecker | None = None
     version: str = "0"
+    limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     """It has been told to stop and works on for a moment, so that no more requests are sent here."""

@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         help="admit DIDs outside did:mesh: without proof of possession",
     )
     serve.add_argument(
+        "--exempt-loopback",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether limits per address leave out loopback, as a reverse proxy needs (they do)",
+    )
+    serve.add_argument(
         "--durability", choices=get_args(Durability), help="commit within milliseconds, or before forwarding"
     )
     serve.add_argument("--ttl", metavar="SECONDS", help="how long frames are kept for their recipient (72 hours)")

@@ -50,14 +50,27 @@ class Limits:
     """New sockets for the whole relay; the rest wait in the kernel's backlog, so a restarted fleet comes in evenly."""
     accept_burst: float = 10_000.0
     address_rate: float = 50.0
-    """New sockets per remote address. Loopback is exempt: it is the operator's own reverse proxy."""
+    """New sockets per remote address (IPv6: /64 network). Above it sockets are answered 429 and closed."""
     address_burst: float = 500.0
     bad_proof_rate: float = 1.0
-    """Refused proofs per remote address, loopback exempt; above it the address is turned away."""
+    """Refused proofs per remote address; above it new sockets of the address are answered 429 and closed."""
     bad_proof_burst: float = 60.0
+    address_frame_rate: float = 5_000.0
+    """Frames per remote address, over all its agents: identities are free, addresses are not, and one client looks at
+    some 6,000 unwelcome frames a second. Above it the relay reads more slowly from there; nothing is dropped."""
+    address_frame_burst: float = 20_000.0
+    address_knock_rate: float = 200.0
+    """Of these, knocks."""
+    address_knock_burst: float = 5_000.0
+    addresses: int = 100_000
+    """Remote addresses whose use is remembered. One more, and the one that came longest ago starts anew."""
     frame_rate: float = 150_000.0
-    """Routed frames per agent. Above it the relay reads more slowly from that agent; nothing is dropped."""
+    """Frames per agent, acks of what it got left out: others have sent that. Above it the relay reads more slowly from
+    that agent; nothing is dropped."""
     frame_burst: float = 300_000.0
+    knock_rate: float = 100.0
+    """Of these, knocks: each costs its recipient agreements and an answer. An honest agent knocks once per peer."""
+    knock_burst: float = 2_000.0
 
     outgoing_high: int = 1024 * 1024
     """Bytes waiting for a slow reader before its frames go to the inbox only."""
@@ -127,6 +140,8 @@ class RelayConfig:
     """Path of the SQLite database, or ``:memory:``: then nothing survives a restart."""
     allow_legacy: bool = False
     """Admit DIDs outside ``did:mesh:`` without proof, until they have shown a key once."""
+    exempt_loopback: bool = True
+    """Exempt loopback from the limits per address: a reverse proxy on this machine is one address for all clients."""
     durability: Durability = "relaxed"
     """``relaxed`` forwards at once and commits within milliseconds; ``strict`` commits, synced to disk, first."""
     ttl: float = 72 * 3600.0
@@ -234,6 +249,7 @@ _FLAGS = {
 _READERS: dict[str, Callable[[str, object], object]] = {
     "port": _port,
     "allow_legacy": _flag,
+    "exempt_loopback": _flag,
     "ttl": _number,
     "drain_seconds": _seconds,
     "durability": _choice(*get_args(Durability)),

@@ -106,6 +106,7 @@ class Connection:
         "_skip",
         "_wanted",
         "_writes",
+        "broke",
         "held",
         "phase",
         "trusted",
@@ -129,6 +130,8 @@ class Connection:
         """Received bytes wait for :meth:`upgrade` or :meth:`trust`: after it, ``receive(b"")`` goes on with them."""
         self.waiting = 0
         """Bytes that :meth:`writes` would return."""
+        self.broke = 0
+        """HTTP status or close code the peer was told when it broke the rules; 0 as long as it has not."""
 
     def trust(self, frame_size: int) -> None:
         """Take messages up to ``frame_size``, and drop larger ones without closing. Before, they come one by one."""
@@ -272,6 +275,8 @@ class Connection:
                 self._assemble(event, events)
         self._take_protocol_writes()
         if self.phase is Phase.ENDED:
+            if self._protocol.parser_exc is not None and self._protocol.close_sent is not None:
+                self.broke = self._protocol.close_sent.code
             events.append(Ended())
         return events
 
@@ -299,6 +304,7 @@ class Connection:
         return self._fail(TOO_BIG, f"a frame has at most {self._frame_size} bytes")
 
     def _fail(self, code: int, reason: str) -> list[Event]:
+        self.broke = code
         self._protocol.fail(code, reason)
         self._take_protocol_writes()
         self.phase = Phase.ENDED
@@ -321,6 +327,7 @@ class Connection:
         self._protocol.send_response(response)
         self.phase = Phase.OPEN
         self._take_protocol_writes()
+        self.broke = 0 if accepted else response.status_code
         self.held = accepted and bool(self._rest)
         return accepted
 
@@ -342,6 +349,7 @@ class Connection:
 
     def _answer(self, status: http.HTTPStatus) -> None:
         """Refuse a request that could not be read."""
+        self.broke = status.value
         self.respond(status, "text/plain; charset=utf-8", f"{status.phrase}\n".encode())
 
     def send(self, payload: bytes) -> None:
@@ -366,11 +374,13 @@ class Connection:
             self._take_protocol_writes()
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake; before there is a WebSocket, answer 408, or 503 with ``GOING_AWAY``."""
         if self.phase is Phase.OPEN:
             self._protocol.send_close(code, reason.encode()[:_LONGEST_REASON].decode("utf-8", "ignore"))
             self._take_protocol_writes()
             self.phase = Phase.CLOSING
+        elif self.phase is Phase.REQUEST:  # not even a request came
+            self._answer(http.HTTPStatus.SERVICE_UNAVAILABLE if code == GOING_AWAY else http.HTTPStatus.REQUEST_TIMEOUT)
         elif self.phase is not Phase.CLOSING:
             self.phase = Phase.ENDED
 

@@ -34,7 +34,7 @@ from mesh_relay.admission import (
 )
 from mesh_relay.config import Durability, Limits
 from mesh_relay.counters import ABNORMAL, OTHER, Counters, FrameReason
-from mesh_relay.envelope import KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
+from mesh_relay.envelope import KNOCK, KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
 from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Work
 from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MalformedFrame
@@ -44,7 +44,7 @@ from meshlib.wire.encoding import timestamp
 NORMAL, GOING_AWAY = 1000, 1001
 
 LOOPBACK = "loopback"
-"""The address of every local client: exempt from limits per address, because a reverse proxy would share one."""
+"""The address of local clients that are exempt from limits per address, because a reverse proxy would share one."""
 
 _FULL: dict[FrameReason, str] = {
     "pair_full": "too much is waiting from you for this recipient",
@@ -233,13 +233,29 @@ class _Acked:
         self._count = sum(len(older) for _, older in self._recipients.values())
 
 
+class _Address:
+    """What one remote address may still do."""
+
+    __slots__ = ("connects", "failures", "frames", "knocks")
+
+    def __init__(self, limits: Limits, now: Instant) -> None:
+        self.connects = _Bucket(limits.address_rate, limits.address_burst, now)
+        self.failures = _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now)
+        self.frames = _Bucket(limits.address_frame_rate, limits.address_frame_burst, now)
+        self.knocks = _Bucket(limits.address_knock_rate, limits.address_knock_burst, now)
+
+    def unused(self, now: Instant) -> bool:
+        return all(bucket.full(now) for bucket in (self.connects, self.failures, self.frames, self.knocks))
+
+
 class Link:
     """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
 
-    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "queued")
+    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "origin", "queued")
 
-    def __init__(self, address: str, nonce: str, now: Instant) -> None:
+    def __init__(self, address: str, origin: _Address | None, nonce: str, now: Instant) -> None:
         self.address = address
+        self.origin = origin  # what its address may do; None for loopback
         self.nonce = nonce
         self.opened_at = self.heard_at = now.monotonic
         self.open = True
@@ -258,7 +274,10 @@ class _Binding:
         "controls",
         "cursor",
         "did",
+        "earned",
         "fetching",
+        "knocks",
+        "knocks_bucket",
         "link",
         "loading",
         "mailbox",
@@ -276,6 +295,9 @@ class _Binding:
         self.receipts = "receipts" in (admitted.features or ())
         self.acks_everything = admitted.features is not None
         self.bucket = bucket
+        self.knocks_bucket: _Bucket | None = None  # from the first knock on
+        self.knocks = 0  # since it was heard last
+        self.earned = 0  # acks since then that others have paid for: each removed a frame of theirs
         self.cursor = 0
         self.behind = mailbox.frames > 0
         self.loading = False
@@ -378,7 +400,7 @@ class RelayCore:
         self._sweep_at = self._rotate_at = now.monotonic
         self._sweep_due = False
         self.acked = _Acked(limits.acked_each, limits.acked_memory)
-        self._addresses: dict[str, tuple[_Bucket, _Bucket]] = {}
+        self._addresses: dict[str, _Address] = {}
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -438,28 +460,27 @@ class RelayCore:
         """Whether a new socket from this address may come in: not when one of its buckets is empty."""
         if address == LOOPBACK:
             return True
-        connects, failures = self._address(address, now)
-        if failures.take(0, now) or connects.take(1, now):
+        origin = self._address(address, now)
+        if origin.failures.take(0, now) or origin.connects.take(1, now):
             self.counters.turned_away += 1
             return False
         return True
 
-    def _address(self, address: str, now: Instant) -> tuple[_Bucket, _Bucket]:
-        buckets = self._addresses.get(address)
-        if buckets is None:
-            limits = self.limits
-            buckets = self._addresses[address] = (
-                _Bucket(limits.address_rate, limits.address_burst, now),
-                _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now),
-            )
-        return buckets
+    def _address(self, address: str, now: Instant) -> _Address:
+        origin = self._addresses.get(address)
+        if origin is None:
+            # Whoever has many addresses has no use of them to make the relay's memory grow.
+            if len(self._addresses) >= self.limits.addresses:
+                del self._addresses[next(iter(self._addresses))]
+            origin = self._addresses[address] = _Address(self.limits, now)
+        return origin
 
     def open(self, address: str, nonce: str, now: Instant) -> Link:
         """A WebSocket has been opened; its 101 response carried ``nonce``."""
         if len(self._unproven) >= self.limits.unproven:
             self._count_refused(NOT_PROVEN)
             self._close(next(iter(self._unproven)), NOT_PROVEN, "too many sockets wait for their proof")
-        link = Link(address, nonce, now)
+        link = Link(address, None if address == LOOPBACK else self._address(address, now), nonce, now)
         self._unproven[link] = None
         return link
 
@@ -490,12 +511,25 @@ class RelayCore:
         binding = link.binding
         if not frames or binding is None:
             return 0.0
+        frames, binding.earned = frames - binding.earned, 0
         pause = binding.bucket.take(frames, now)
+        if link.origin is not None:
+            pause = max(pause, link.origin.frames.take(frames, now))
+        if binding.knocks:
+            pause = max(pause, self._count_knocks(binding, now))
         if self._pending_size > self.limits.uncommitted_bytes:
             pause = max(pause, _CONGESTED_PAUSE)
         if pause:
             self.counters.throttled += 1
         return pause
+
+    def _count_knocks(self, binding: _Binding, now: Instant) -> float:
+        knocks, binding.knocks = binding.knocks, 0
+        if binding.knocks_bucket is None:
+            binding.knocks_bucket = _Bucket(self.limits.knock_rate, self.limits.knock_burst, now)
+        pause = binding.knocks_bucket.take(knocks, now)
+        origin = binding.link.origin
+        return pause if origin is None else max(pause, origin.knocks.take(knocks, now))
 
     def flushed(self, link: Link, queued: int) -> None:
         """The network has taken what it would; ``queued`` bytes are left."""
@@ -527,11 +561,7 @@ class RelayCore:
         if now.monotonic >= self._sweep_at:
             self._sweep_at = now.monotonic + self.limits.sweep_seconds
             self._sweep_due = True
-            self._addresses = {
-                address: buckets
-                for address, buckets in self._addresses.items()
-                if not (buckets[0].full(now) and buckets[1].full(now))
-            }
+            self._addresses = {address: origin for address, origin in self._addresses.items() if not origin.unused(now)}
             self._doorkeeper.forget_stale(now)
 
     def shut_down(self) -> None:
@@ -581,6 +611,12 @@ class RelayCore:
         else:
             self._complain(link, "unknown_type", f"unknown frame type {kind[:40]!r}")
 
+    def broke_rules(self, link: Link, code: int, now: Instant) -> None:
+        """The socket was ended for breaking the rules of HTTP or WebSocket; ``code`` is a status or a close code."""
+        self.counters.rule_breaks[code] = self.counters.rule_breaks.get(code, 0) + 1
+        if link.binding is None:
+            self._blame(link, now)
+
     def oversized(self, link: Link, size: int) -> None:
         """A message of ``size`` bytes was too large to be read."""
         self.counters.received[OTHER] += 1
@@ -589,7 +625,9 @@ class RelayCore:
     def _complain(self, link: Link, reason: FrameReason, detail: str, frame_id: object = None) -> None:
         self.counters.refused_frames[reason] += 1
         self.counters.sent["error"] += 1
-        self._effects.append(Send(link, envelopes.error(detail, id=frame_id if isinstance(frame_id, str) else None)))
+        if not isinstance(frame_id, str) or len(frame_id) > self.limits.id_length:
+            frame_id = None
+        self._effects.append(Send(link, envelopes.error(detail, id=frame_id)))
 
     # --- connect ------------------------------------------------------------------------------------------------------
 
@@ -613,24 +651,30 @@ class RelayCore:
         self._count_refused(code)
         if self._trace is not None:
             self._trace("connect_refused", {"address": link.address, "code": code, "reason": detail})
-        if link.address != LOOPBACK and code != TRY_AGAIN_LATER:
-            self._address(link.address, now)[1].take(1, now)
+        if code != TRY_AGAIN_LATER:
+            self._blame(link, now)
         self._close(link, code, detail)
+
+    def _blame(self, link: Link, now: Instant) -> None:
+        """Nobody has proved to be behind the link: its address answers for it."""
+        if link.origin is not None:
+            link.origin.failures.take(1, now)
 
     def _count_refused(self, code: int) -> None:
         self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
         mailbox = self._mailbox(admitted.did)
-        before = mailbox.binding
+        before, knocks_bucket = mailbox.binding, None
         if before is not None:
-            bucket = before.bucket
+            bucket, knocks_bucket = before.bucket, before.knocks_bucket
             self.counters.replaced += 1
             self._close(before.link, REPLACED, "replaced by a newer connection of this DID")
         else:
             bucket = _Bucket(self.limits.frame_rate, self.limits.frame_burst, now)
         del self._unproven[link]
         binding = _Binding(link, mailbox, admitted, bucket)
+        binding.knocks_bucket = knocks_bucket
         self._mailboxes[admitted.did] = mailbox
         mailbox.binding = link.binding = self._bindings[link] = binding
         self.counters.connects += 1
@@ -679,6 +723,8 @@ class RelayCore:
             self._refuse(binding, to, frame_id, refusal)
             return
         kind = envelope.type
+        if kind == KNOCK:
+            binding.knocks += 1
         self._seq = seq = self._seq + 1
         entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
         if earlier is not None:
@@ -801,6 +847,7 @@ class RelayCore:
             self._forget(entry)
         else:
             del mailbox.awaiting[frame_id]
+        binding.earned += 1
         if envelope.unread is True:
             self._unread(entry)
         else:

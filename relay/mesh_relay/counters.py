@@ -78,6 +78,10 @@ class Counters:
     spilled: int = 0
     throttled: int = 0
     turned_away: int = 0
+    deaf: int = 0
+    overcrowded: int = 0
+    accepts_delayed: int = 0
+    rule_breaks: dict[int, int] = field(default_factory=dict)
 
     @property
     def frames_received(self) -> dict[str, int]:

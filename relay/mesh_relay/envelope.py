@@ -9,9 +9,9 @@ import msgspec
 from meshlib.errors import MalformedFrame
 from meshlib.wire.encoding import parse_json
 
-MESSAGE = "message"
+MESSAGE, KNOCK = "message", "knock"
 KNOCK_ANSWERS = frozenset(("knock_accept", "knock_reject"))
-ROUTED = frozenset((MESSAGE, "knock")) | KNOCK_ANSWERS
+ROUTED = frozenset((MESSAGE, KNOCK)) | KNOCK_ANSWERS
 """Frame types that travel to another agent."""
 
 

@@ -105,6 +105,9 @@ _HELP = {
     "spilled": "Times a slow reader was switched to its inbox",
     "throttled": "Times a sender was read more slowly",
     "turned_away": "Sockets refused by a limit per address",
+    "deaf": "Times a socket was not read from because it reads nothing",
+    "accepts_delayed": "Times new sockets had to wait for the rate of admission",
+    "overcrowded": "Sockets refused because there are too many",
 }
 
 
@@ -146,6 +149,8 @@ def _show_traffic(page: Page, core: RelayCore, shell: ShellCounters) -> None:
     page.counter("receipts_total", "Receipts sent, by what became of the frame", receipts, "state")
     page.counter("refused_frames_total", "Frames answered with an error", counters.refused_frames, "reason")
     page.counter("refused_connects_total", "Sockets refused, by close code", counters.refused_connects, "code")
+    text = "Sockets ended for breaking HTTP or WebSocket, by status or close code"
+    page.counter("rule_breaks_total", text, counters.rule_breaks, "code")
     page.counter("disconnects_total", "Agents' sockets that ended, by close code", counters.disconnects, "code")
 
 

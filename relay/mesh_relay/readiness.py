@@ -44,7 +44,9 @@ class EpollReadiness:
     def watch(self, fd: int, interest: int) -> None:
         """See :class:`Readiness`."""
         mask = (select.EPOLLIN if interest & READ else 0) | (select.EPOLLOUT if interest & WRITE else 0)
-        if fd in self._watched:
+        if not mask:
+            self.forget(fd)  # registered, it would report a hang-up all the same, and a paused sender be read on
+        elif fd in self._watched:
             self._epoll.modify(fd, mask)
         else:
             self._epoll.register(fd, mask)

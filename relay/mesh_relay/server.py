@@ -5,6 +5,7 @@ a thread, one ticks. After each step they carry out the core's effects and write
 to the socket; only when it is full does anyone wait for it.
 """
 
+import contextlib
 import errno
 import http
 import ipaddress
@@ -302,6 +303,7 @@ class RelayServer:
         self._accepted_at, self._accept_tokens = now.monotonic, min(limits.accept_burst, self._accept_tokens + earned)
         for _ in range(_ACCEPT_AT_ONCE):
             if self._accept_tokens < 1:
+                self._core.counters.accepts_delayed += 1
                 self._pause_listeners(max(0.01, 1 / limits.accept_rate))
                 return
             try:
@@ -315,11 +317,13 @@ class RelayServer:
                     return
                 continue  # the peer has gone already
             self._accept_tokens -= 1
-            origin = _origin(address[0])
-            if len(self._sockets) >= limits.connections or not self._core.welcome(origin, now):
-                raw.close()
-                continue
             raw.setblocking(False)
+            origin = _origin(address[0], self._config.exempt_loopback)
+            crowded = len(self._sockets) >= limits.connections
+            if crowded or not self._core.welcome(origin, now):
+                self._core.counters.overcrowded += crowded
+                _turn_away(raw, http.HTTPStatus.SERVICE_UNAVAILABLE if crowded else http.HTTPStatus.TOO_MANY_REQUESTS)
+                continue
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = self._core.open(origin, b64url(self._entropy(NONCE_SIZE)), now)
             connected = _Socket(raw, Connection(limits.first_frame_size), link)
@@ -370,6 +374,8 @@ class RelayServer:
         elif isinstance(event, Oversized):
             self._core.oversized(connected.link, event.size)
         elif isinstance(event, Ended):
+            if connected.connection.broke:
+                self._core.broke_rules(connected.link, connected.connection.broke, now)
             self._core.lost(connected.link, connected.connection.close_code)
             self._expect_end(connected, now)
 
@@ -381,6 +387,7 @@ class RelayServer:
         elif asked.path == PATH and asked.upgrade:
             if connection.upgrade({"Mesh-Challenge": connected.link.nonce}):
                 return
+            self._core.broke_rules(connected.link, connection.broke, now)
             self._core.lost(connected.link)
             self._expect_end(connected, now)
             return
@@ -502,6 +509,7 @@ class RelayServer:
         deaf = connected.full and connected.connection.waiting > self._limits.outgoing_high
         interest = (WRITE if connected.full else 0) | (0 if connected.paused or deaf else READ)
         if interest != connected.interest:
+            self._core.counters.deaf += deaf and bool(connected.interest & READ)
             connected.interest = interest
             self._readiness.watch(connected.raw.fileno(), interest)
 
@@ -529,11 +537,19 @@ def _trace(event: str, fields: Mapping[str, object]) -> None:
     log.debug(LogEvent(event, **fields))
 
 
-def _origin(address: str) -> str:
-    """What limits per address count by: IPv4 addresses, /64 networks of IPv6, and one name for all of loopback."""
+def _turn_away(raw: socket.socket, status: http.HTTPStatus) -> None:
+    """Say why and close. Nothing is read or waited for: a flood must cost no more than accepting it."""
+    answer = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+    with contextlib.suppress(OSError):
+        raw.send(f"{answer}Retry-After: 10\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+    raw.close()
+
+
+def _origin(address: str, exempt_loopback: bool) -> str:
+    """What limits per address count by: IPv4 addresses, /64 networks of IPv6, one name for loopback if it is exempt."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    if ip.is_loopback:
+    if ip.is_loopback and exempt_loopback:
         return LOOPBACK
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))

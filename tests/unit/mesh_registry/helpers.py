@@ -94,7 +94,8 @@ class Site:
         self.store = MemoryStore(max_agents)
         self.core = Core(policy or Policy())
         self.registry = Registry(self.core, self.store, self.clock, version="test", **options)
-        transport = httpx.ASGITransport(application(self.registry), raise_app_exceptions=True)
+        self.app = application(self.registry)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://registry.test")
 
     async def send(

@@ -920,3 +920,16 @@ async def test_health_metrics_and_document(site: Site) -> None:
     assert "mesh_registry_one_time_keys_taken_total 1" in metrics
     assert "mesh_registry_agents 1" in metrics
     assert said(await site.http.get("/openapi.json"), 200)["openapi"] == "3.1.0"
+
+
+async def test_questions_of_one_address_are_rationed_and_agents_have_an_account_of_their_own() -> None:
+    site = Site(Policy(lookups=Rate(3, 0.5)))
+    await site.join(ALICE)
+    questions = (wire.discover("x"), wire.get_agent(ALICE.did), wire.presence(ALICE.did))
+    assert [(await site.send(question)).status_code for question in questions] == [200, 200, 200]
+    refused = await site.send(wire.discover("x"))
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 2
+    assert (await site.send(wire.discover("x"), ALICE, bound=False)).status_code == 200
+    site.clock.advance(2)
+    assert (await site.send(wire.discover("x"))).status_code == 200

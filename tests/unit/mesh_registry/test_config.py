@@ -37,6 +37,10 @@ def test_the_environment_sets_every_option_and_the_command_line_wins() -> None:
         "MESH_REGISTRY_REGISTRATIONS_PER_ADDRESS": "7/0.25",
         "MESH_REGISTRY_KEYS_PER_TARGET": "10/0.5",
         "MESH_REGISTRY_KEYS_PER_REQUESTER": "20/1",
+        "MESH_REGISTRY_LOOKUPS_PER_REQUESTER": "30/2",
+        "MESH_REGISTRY_EXEMPT_LOOPBACK": "no",
+        "MESH_REGISTRY_HEAD_SECONDS": "2.5",
+        "MESH_REGISTRY_PIPELINED": "3",
         "MESH_REGISTRY_OIDC_ISSUER": "https://issuer.test",
         "MESH_REGISTRY_OIDC_AUDIENCE": "mesh",
         "MESH_REGISTRY_MAX_AGENTS": "5",
@@ -47,6 +51,9 @@ def test_the_environment_sets_every_option_and_the_command_line_wins() -> None:
     }
     chosen = config(**environment)
     assert (chosen.host, chosen.port, chosen.store) == ("0.0.0.0", 1234, None)
+    assert chosen.policy.lookups == Rate(30, 2)
+    assert not chosen.exempt_loopback
+    assert (chosen.limits.head_seconds, chosen.limits.pipelined) == (2.5, 3)
     assert chosen.policy.allow_legacy
     assert chosen.policy.verify_tokens
     assert chosen.policy.discoverable_for == 129_600
@@ -83,3 +90,11 @@ def test_what_cannot_work_is_said_at_once(arguments: tuple[str, ...], capsys: py
 def test_a_bad_environment_is_said_at_once() -> None:
     with pytest.raises(SystemExit):
         config(MESH_REGISTRY_PORT="99999")
+
+
+@pytest.mark.parametrize(("name", "text"), [("HEAD_SECONDS", "-1"), ("PIPELINED", "1.5"), ("HEAD_SIZE", "big")])
+def test_a_limit_that_is_none_ends_the_program(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        config(**{f"MESH_REGISTRY_{name}": text})
+    assert ended.value.code == 2
+    assert name in capsys.readouterr().err

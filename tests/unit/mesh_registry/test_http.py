@@ -1,13 +1,16 @@
 """What a client may send, and how long it may take, before anyone looks at it."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvicorn
-from mesh_registry.http import HEAD_TIMEOUT, MAX_HEAD, MAX_PIPELINED, READ_TIMEOUT, BoundedHttp
+from mesh_registry.config import Limits
+from mesh_registry.http import BoundedHttp, bounded
 from uvicorn.server import ServerState
 
+LIMITS = Limits(unread_seconds=21.0)
 REQUEST = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
 
 
@@ -79,19 +82,20 @@ class Transport:
 class Connection:
     """A protocol with a client's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: type[BoundedHttp] | None = None) -> None:
         async def app(scope: object, receive: object, send: object) -> None:
             raise AssertionError("no application runs here")
 
         self.loop = Loop()
         self.transport = Transport()
         config = uvicorn.Config(app, http=BoundedHttp, log_config=None, ws="none", lifespan="off")
-        self.protocol = BoundedHttp(config, ServerState(), {}, self.loop)  # type: ignore[arg-type]
+        kind = protocol or bounded(LIMITS, Counter(), ())
+        self.protocol = kind(config, ServerState(), {}, self.loop)  # type: ignore[arg-type]
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
 
     @property
     def deadlines(self) -> list[Timer]:
-        return [timer for timer in self.loop.timers if timer.delay == HEAD_TIMEOUT and not timer.cancelled]
+        return [timer for timer in self.loop.timers if timer.delay == LIMITS.head_seconds and not timer.cancelled]
 
     async def respond(self) -> None:
         """Answer the request whose turn it is, as the application would."""
@@ -108,7 +112,29 @@ def connection() -> Connection:
 def test_a_silent_connection_is_closed(connection: Connection) -> None:
     (deadline,) = connection.deadlines
     deadline.callback()
+    assert connection.transport.written.startswith(b"HTTP/1.1 408 ")
     assert connection.transport.closed
+    assert connection.protocol.refused == {"slow": 1}
+
+
+def test_no_408_passes_for_the_answer_to_an_earlier_request(connection: Connection) -> None:
+    connection.protocol.data_received(GET + GET[:10])
+    (deadline,) = connection.deadlines
+    deadline.callback()
+    assert connection.transport.written == b""
+    assert connection.transport.closed
+
+
+@pytest.mark.parametrize("exempt", [(), ("127.0.0.1",)])
+def test_connections_of_one_address_are_counted_unless_it_is_exempt(exempt: tuple[str, ...]) -> None:
+    kind = bounded(Limits(address_connections=2), Counter(), exempt)
+    connections = [Connection(kind) for _ in range(3)]
+    assert [connection.transport.closed for connection in connections] == [False, False, not exempt]
+    assert connections[2].transport.written.startswith(b"" if exempt else b"HTTP/1.1 429 ")
+    for connection in connections:
+        connection.protocol.connection_lost(None)
+    assert not kind.connected
+    assert not Connection(kind).transport.closed
 
 
 def test_headers_that_never_end_are_given_up(connection: Connection) -> None:
@@ -129,9 +155,9 @@ def test_the_end_of_the_headers_ends_the_deadline(connection: Connection) -> Non
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET /" + b"x" * (MAX_HEAD + 1),
-        b"GET / HTTP/1.1\r\nx: " + b"y" * (MAX_HEAD + 1),
-        b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * MAX_HEAD,
+        b"GET /" + b"x" * (LIMITS.head_size + 1),
+        b"GET / HTTP/1.1\r\nx: " + b"y" * (LIMITS.head_size + 1),
+        b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * LIMITS.head_size,
     ],
     ids=["target", "value", "number"],
 )
@@ -174,13 +200,13 @@ def test_too_many_requests_before_an_answer_close_the_connection(connection: Con
 
 @pytest.mark.anyio
 async def test_a_few_requests_at_once_are_served_in_turn_and_nothing_is_read_meanwhile(connection: Connection) -> None:
-    connection.protocol.data_received(GET * (1 + MAX_PIPELINED))
-    for _ in range(MAX_PIPELINED):
+    connection.protocol.data_received(GET * (1 + LIMITS.pipelined))
+    for _ in range(LIMITS.pipelined):
         assert not connection.transport.reading
         await connection.respond()
     await connection.respond()
     assert connection.transport.reading
-    assert connection.transport.written.count(b"HTTP/1.1 204 ") == 1 + MAX_PIPELINED
+    assert connection.transport.written.count(b"HTTP/1.1 204 ") == 1 + LIMITS.pipelined
     connection.protocol.data_received(GET)
     await connection.respond()
     assert not connection.transport.closed
@@ -188,13 +214,12 @@ async def test_a_few_requests_at_once_are_served_in_turn_and_nothing_is_read_mea
 
 def test_who_does_not_read_the_answers_is_cut_off(connection: Connection) -> None:
     def waiting() -> list[Timer]:
-        return [timer for timer in connection.loop.timers if timer.callback == connection.transport.abort]
+        return [timer for timer in connection.loop.timers if timer.delay == LIMITS.unread_seconds]
 
     connection.protocol.pause_writing()
     connection.protocol.resume_writing()
     assert [timer.cancelled for timer in waiting()] == [True]
     connection.protocol.pause_writing()
-    assert waiting()[-1].delay == READ_TIMEOUT
     waiting()[-1].callback()
     assert connection.transport.closed
     connection.protocol.connection_lost(None)

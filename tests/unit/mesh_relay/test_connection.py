@@ -324,12 +324,28 @@ def test_the_rest_of_a_frame_may_come_before_the_peers_close() -> None:
     assert connection.phase is Phase.ENDED
 
 
-def test_closing_before_the_handshake_just_ends() -> None:
+@pytest.mark.parametrize(("code", "answer"), [(4005, b"HTTP/1.1 408 "), (1001, b"HTTP/1.1 503 ")])
+def test_closing_before_the_request_is_whole_answers_it(code: int, answer: bytes) -> None:
     connection = Connection(LIMIT)
     connection.receive(REQUEST[:20])
-    connection.close(4005)
+    connection.close(code)
     assert connection.phase is Phase.ENDED
-    assert connection.writes() == []
+    assert b"".join(connection.writes()).startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("stream", "broke"),
+    [
+        (b"\x81\x00", 1002),  # not masked
+        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, which nobody agreed to
+        (b"\x81\xff" + (1 << 40).to_bytes(8, "big") + bytes(4), 1009),
+        (b"\x88\x82\0\0\0\0\x03\xe8", 0),  # an honest goodbye
+    ],
+)
+def test_who_breaks_the_rules_is_told_apart_from_who_leaves(stream: bytes, broke: int) -> None:
+    connection, _ = opened()
+    assert connection.receive(stream) == [Ended()]
+    assert connection.broke == broke
 
 
 def test_payloads_are_not_logged_at_any_level(caplog: pytest.LogCaptureFixture) -> None:

@@ -1177,3 +1177,64 @@ def test_a_flood_of_knocks_is_settled_in_one_go(relay: Relay) -> None:
     relay.say(alice, *(message(BOB.did, f"k{number}", kind="knock") for number in range(3000)), message(BOB.did, "m"))
     relay.say(bob, ack("m"))
     assert relay.core.kept[0] == 0
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_all_agents_of_an_address_share_its_rate_of_frames() -> None:
+    relay = Relay(address_frame_rate=10.0, address_frame_burst=20.0)
+    links = [relay.join(who) for who in (ALICE, BOB)]
+    assert relay.core.heard(links[0], 18, relay.now) == 0  # and two connect frames
+    assert relay.core.heard(links[1], 10, relay.now) == pytest.approx(1.0, abs=0.5)
+    assert relay.core.counters.throttled == 1
+
+
+def knocks(relay: Relay, who: Identity, count: int) -> float:
+    """The pause after so many knocks at once."""
+    link = relay.join(who)
+    for number in range(count):
+        relay.core.receive(link, message(CAROL.did, str(number), kind="knock", sender=who.did), relay.now)
+    return relay.core.heard(link, count, relay.now)
+
+
+def test_knocks_have_a_rate_of_their_own_per_agent_and_address() -> None:
+    relay = Relay(knock_rate=1.0, knock_burst=2.0, address_knock_rate=1.0, address_knock_burst=4.0)
+    assert knocks(relay, ALICE, 2) == 0
+    assert knocks(relay, BOB, 3) == pytest.approx(1.0, abs=0.1)
+    assert knocks(relay, MALLORY, 2) == pytest.approx(3.0, abs=0.1)  # its own are few, but its address had five
+
+
+def test_acks_of_what_others_have_sent_cost_nothing() -> None:
+    relay = Relay(frame_rate=1.0, frame_burst=10.0)
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    for number in range(9):
+        relay.core.receive(alice, message(BOB.did, str(number), sender=ALICE.did), relay.now)
+        relay.core.receive(bob, ack(str(number)), relay.now)
+    assert relay.core.heard(bob, 9, relay.now) == 0
+    for _ in range(12):
+        relay.core.receive(bob, ack("unheard of"), relay.now)
+    assert relay.core.heard(bob, 12, relay.now) == pytest.approx(3.0, abs=0.1)
+
+
+def test_remembered_addresses_are_bounded_and_the_oldest_starts_anew() -> None:
+    relay = Relay(addresses=2, address_burst=1.0, address_rate=0.001)
+    assert [relay.core.welcome("192.0.2.1", relay.now) for _ in range(2)] == [True, False]
+    for last in (2, 3):
+        assert relay.core.welcome(f"192.0.2.{last}", relay.now)
+    assert relay.core.welcome("192.0.2.1", relay.now)
+
+
+def test_who_breaks_the_rules_before_a_proof_uses_up_the_address() -> None:
+    relay = Relay(bad_proof_burst=2.0, bad_proof_rate=0.001)
+    for _ in range(3):
+        relay.core.broke_rules(relay.open(), 1002, relay.now)
+    assert not relay.core.welcome("192.0.2.1", relay.now)
+    assert relay.core.counters.rule_breaks == {1002: 3}
+
+
+def test_an_error_repeats_no_id_that_is_none() -> None:
+    relay = Relay()
+    alice = relay.join(ALICE)
+    relay.say(alice, message(BOB.did, "i" * 128, sender=BOB.did), message(BOB.did, "i" * 129, sender=BOB.did))
+    assert [error.get("id") for error in relay.frames(alice, "error")] == ["i" * 128, None]

@@ -300,6 +300,23 @@ class TestFloodsOfKnocks:
         mesh.settle()
         assert bob.payloads == ["hello"]
 
+    def test_identities_are_free_so_newcomers_share_a_rate(self) -> None:
+        mesh = MemoryMesh(receipts=True)
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(newcomers_burst=30, newcomers_every=1.0))
+        for number in range(50):
+            bob.receive(forged_knock(mesh.agent(f"mallory {number}"), bob, number))
+        assert len(bob.told(KnockReceived)) == 30
+        alice.send(bob, "hello")  # an honest newcomer is turned down with the others, and comes again
+        mesh.settle()
+        assert bob.payloads == []
+        for _ in range(20):
+            mesh.clock.advance(5)
+            for agent in (bob, alice):
+                agent.core.tick(mesh.clock.now)
+                agent.step()
+            mesh.settle()
+        assert bob.payloads == ["hello"]
+
     def test_no_flood_brings_an_old_opening_back(self) -> None:
         mesh = MemoryMesh()
         limits = Limits(spent_ephemerals=60, spent_per_peer=30, candidates_per_peer=2, knock_burst=1000)
