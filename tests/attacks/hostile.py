@@ -147,11 +147,11 @@ def serve(kind: str, connection: socket.socket) -> None:
 
 def _close_code(heard: bytes) -> int:
     """The code in the close frame a client ends with."""
-    at = heard.rfind(b"\x88")
-    if at < 0 or len(heard) < at + 8:
-        return 0
-    mask, masked = heard[at + 2 : at + 6], heard[at + 6 : at + 8]
-    return (masked[0] ^ mask[0]) << 8 | masked[1] ^ mask[1]
+    for at in range(len(heard) - 8, max(-1, len(heard) - 132), -1):
+        if heard[at] == 0x88 and heard[at + 1] & 0x80 and at + 6 + (heard[at + 1] & 0x7F) == len(heard):
+            mask, masked = heard[at + 2 : at + 6], heard[at + 6 : at + 8]
+            return (masked[0] ^ mask[0]) << 8 | masked[1] ^ mask[1]
+    return 0
 
 
 def main(kind: str) -> None:
