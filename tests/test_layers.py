@@ -36,7 +36,15 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors", "meshlib.places")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
-CORE_VALUES = ("meshlib.client.__init__", "meshlib.clock", "meshlib.buckets", "meshlib.config", "meshlib.client.events")
+SERVING = ("meshlib.serving",)
+CORE_VALUES = (
+    "meshlib.client.__init__",
+    "meshlib.clock",
+    "meshlib.buckets",
+    "meshlib.config",
+    "meshlib.proxies",
+    "meshlib.client.events",
+)
 CORES = tuple(
     f"meshlib.client.{name}" for name in ("core", "peers", "epochs", "keyring", "knocks", "inbox", "outbox", "held")
 )
@@ -82,6 +90,7 @@ TABLE = {
     ),
     "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
+    "serving": Row(SERVING, foreign=("cryptography",), never=("asyncio", "threading", "subprocess", "sqlite3")),
     "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
@@ -197,8 +206,9 @@ TABLE = {
             "mesh_relay.config",
             "mesh_relay.metrics",
             "mesh_relay.logs",
+            "mesh_relay.tls",
         ),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets"),
+        (*IDENTITY, *WIRE, *SERVING, "meshlib.clock", "meshlib.buckets"),
         ("msgspec", "websockets"),
         never=(*IO, *CLOCK_AND_CHANCE),
     ),
@@ -213,7 +223,7 @@ TABLE = {
         ("trio", "websockets"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),
-    "relay door": Row(("mesh_relay.__main__",), (*IDENTITY, *WIRE, "meshlib.clock", "mesh_relay"), ("trio",)),
+    "relay door": Row(("mesh_relay.__main__",), (*IDENTITY, *WIRE, *SERVING, "meshlib.clock", "mesh_relay"), ("trio",)),
     "registry cores": Row(
         (
             "mesh_registry.__init__",
@@ -237,13 +247,13 @@ TABLE = {
     ),
     "registry shells": Row(
         ("mesh_registry.api", "mesh_registry.oidc", "mesh_registry.config", "mesh_registry.logs"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
+        (*IDENTITY, *WIRE, *SERVING, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
         ("starlette", "httpx", "jwt"),
         never=("sqlite3", "subprocess", "socket"),
     ),
     "registry door": Row(
         ("mesh_registry.__main__", "mesh_registry.http"),
-        (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
+        (*IDENTITY, *WIRE, *SERVING, "meshlib.clock", "meshlib.buckets", "mesh_registry"),
         ("uvicorn", "uvloop", "httpx"),
     ),
 }
@@ -335,7 +345,7 @@ def test_servers_borrow_identities_and_the_wire_only() -> None:
         if one.imported.startswith("meshlib")
     }
     assert borrowed
-    assert all(within(one, (*IDENTITY, *WIRE, "meshlib.clock", "meshlib.buckets")) for one in borrowed)
+    assert all(within(one, (*IDENTITY, *WIRE, *SERVING, "meshlib.clock", "meshlib.buckets")) for one in borrowed)
 
 
 def test_meshlib_imports_no_server() -> None:

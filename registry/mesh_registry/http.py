@@ -20,6 +20,11 @@ HEAD_TIMEOUT = 20.0
 MAX_PIPELINED = 8
 """Requests that may wait for the answer to an earlier one on the same connection. HTTP clients wait themselves."""
 
+LOOPBACK = ("127.0.0.1", 0)
+
+TLS_TIMEOUT = 10.0
+"""Seconds from the connection to the end of the TLS handshake."""
+
 READ_TIMEOUT = 20.0
 """Seconds a client may leave more than the transport's 64 KiB of answers unread."""
 
@@ -48,6 +53,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is None:  # a Unix socket, which knows no addresses: limits count it as loopback
+            self.client = LOOPBACK
         self.flow = _Flow(transport, self.pipeline)
         self._expect_head()
 

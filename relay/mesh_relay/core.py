@@ -300,6 +300,7 @@ class Counters:
     spilled: int = 0
     throttled: int = 0
     turned_away: int = 0
+    tls_failed: int = 0
 
 
 class RelayCore:
@@ -352,6 +353,7 @@ class RelayCore:
         self._sweep_due = False
         self.acked = _Acked(limits.acked_each, limits.acked_memory)
         self._addresses: dict[str, tuple[_Bucket, _Bucket]] = {}
+        self._handshakes = _Bucket(limits.tls_rate, limits.tls_burst, now)
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -426,6 +428,17 @@ class RelayCore:
         link = Link(address, nonce, now)
         self._unproven[link] = None
         return link
+
+    def begins_tls(self, now: Instant) -> float:
+        """A socket wants its TLS handshake; returns for how many seconds it has to wait for it."""
+        return self._handshakes.take(1, now)
+
+    def tls_failed(self, link: Link, now: Instant) -> None:
+        """The TLS of this socket has failed. It cost about as much as a bad proof, and its address pays as much."""
+        self.counters.tls_failed += 1
+        if link.binding is None and link.address != LOOPBACK:
+            self._address(link.address, now)[1].take(1, now)
+        self.lost(link)
 
     def lost(self, link: Link) -> None:
         """The socket has ended, for whatever reason. Idempotent."""

@@ -69,6 +69,7 @@ _HELP = {
     "spilled": "Times a slow reader was switched to its inbox",
     "throttled": "Times a sender was read more slowly",
     "turned_away": "Sockets refused by a limit per address",
+    "tls_failed": "TLS connections that failed, most of them in their handshake",
 }
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -26,6 +27,7 @@ from mesh_relay.inbox.protocol import Inbox
 from mesh_relay.inbox.sqlite import SqliteInbox
 from mesh_relay.readiness import READ, WRITE, Readiness, best_readiness
 from mesh_relay.records import Done, Work
+from mesh_relay.tls import Tls, TlsFailed
 from meshlib.clock import Instant
 from meshlib.crypto.keys import Entropy
 from meshlib.errors import StoreError
@@ -34,6 +36,8 @@ from meshlib.wire.encoding import b64url
 log = logging.getLogger("mesh_relay")
 
 _Result = TypeVar("_Result")
+
+_UNIX = getattr(socket, "AF_UNIX", None)
 
 PATH = "/ws"
 NONCE_SIZE = 32
@@ -61,7 +65,7 @@ def open_inbox(config: RelayConfig) -> Inbox:
 
 
 async def open_listeners(host: str, port: int) -> list[socket.socket]:
-    """Listen on every address of ``host``; with port 0 all get the same port."""
+    """Listen on every TCP address of ``host``; with port 0 all get the same port."""
     listeners: list[socket.socket] = []
     try:
         for family, _, _, _, address in await trio.socket.getaddrinfo(
@@ -85,10 +89,11 @@ async def open_listeners(host: str, port: int) -> list[socket.socket]:
 class _Socket:
     """A socket and what is known of it here."""
 
-    __slots__ = ("connection", "deadline", "full", "interest", "link", "paused", "raw", "shut", "unsent")
+    __slots__ = ("connection", "deadline", "full", "interest", "link", "paused", "raw", "shut", "tls", "unsent")
 
-    def __init__(self, raw: socket.socket, connection: Connection, link: Link) -> None:
+    def __init__(self, raw: socket.socket, connection: Connection, link: Link, tls: Tls | None) -> None:
         self.raw = raw
+        self.tls = tls  # between raw and connection; None: what travels is what the connection reads and writes
         self.connection = connection
         self.link = link
         self.unsent: memoryview | bytes = b""
@@ -105,6 +110,7 @@ class RelayServer:
     Args:
         listeners: listening, non-blocking sockets; closed at the end.
         inbox: not opened yet; closed at the end.
+        tls: what TCP listeners speak TLS with; Unix sockets never do.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class RelayServer:
         listeners: Sequence[socket.socket],
         inbox: Inbox,
         *,
+        tls: ssl.SSLContext | None = None,
         clock: Callable[[], Instant] = system_clock,
         entropy: Entropy = os.urandom,
         readiness: Callable[[trio.Nursery], Readiness] = best_readiness,
@@ -121,6 +128,7 @@ class RelayServer:
         self._limits = config.limits
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._inbox = inbox
+        self._tls = tls
         self._clock = clock
         self._entropy = entropy
         self._make_readiness = readiness
@@ -299,18 +307,27 @@ class RelayServer:
                     return
                 continue  # the peer has gone already
             self._accept_tokens -= 1
-            origin = _origin(address[0])
+            local = listener.family == _UNIX
+            origin = LOOPBACK if local else _origin(address[0])
             if len(self._sockets) >= limits.connections or not self._core.welcome(origin, now):
                 raw.close()
                 continue
             raw.setblocking(False)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not local:
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = self._core.open(origin, b64url(self._entropy(NONCE_SIZE)), now)
-            connected = _Socket(raw, Connection(limits.first_frame_size), link)
+            tls = None if local or self._tls is None else Tls(self._tls)
+            connected = _Socket(raw, Connection(limits.first_frame_size), link, tls)
             self._sockets[link] = self._by_fd[raw.fileno()] = connected
             self._readiness.watch(raw.fileno(), READ)
 
     def _read(self, connected: _Socket, now: Instant) -> None:
+        tls = connected.tls
+        if tls is not None and not tls.admitted:
+            tls.admitted = True
+            if wait := self._core.begins_tls(now):
+                self._pause(connected, wait)
+                return
         try:
             data = connected.raw.recv(_RECEIVE)
         except (BlockingIOError, InterruptedError):
@@ -319,6 +336,8 @@ class RelayServer:
             data = b""
         if not data:
             self._drop(connected)
+            return
+        if tls is not None and not (data := self._unseal(connected, tls, data, now)):
             return
         connection, link = connected.connection, connected.link
         frames = 0
@@ -340,10 +359,31 @@ class RelayServer:
         self._dirty[connected] = None  # pongs and closing frames may be waiting
         if connection.trusted:  # before, the connection itself counts them, for as long as it lasts
             frames += _IRREGULAR * connection.take_irregular()
-        if pause := self._core.heard(link, frames, now):
-            connected.paused = True
-            self._watch(connected)
-            self._nursery.start_soon(self._resume, connected, pause)
+        if tls is not None and tls.ended:
+            self._drop(connected)
+        elif pause := self._core.heard(link, frames, now):
+            self._pause(connected, pause)
+
+    def _unseal(self, connected: _Socket, tls: Tls, data: bytes, now: Instant) -> bytes:
+        """The plaintext in what has been received; empty when TLS kept all of it, or has failed."""
+        self._dirty[connected] = None  # the handshake's next step, or an alert, may be waiting
+        try:
+            plaintext = tls.receive(data)
+        except TlsFailed as error:
+            log.debug("tls_failed", extra={"fields": {"reason": str(error)}})
+            self._core.tls_failed(connected.link, now)
+            connected.connection.receive_eof()
+            self._expect_end(connected, now)
+            return b""
+        if tls.ended and not plaintext:
+            self._drop(connected)
+        return plaintext
+
+    def _pause(self, connected: _Socket, seconds: float) -> None:
+        """Read nothing from this socket for a while."""
+        connected.paused = True
+        self._watch(connected)
+        self._nursery.start_soon(self._resume, connected, seconds)
 
     def _handle(self, connected: _Socket, event: Event, now: Instant) -> None:
         if isinstance(event, Asked):
@@ -423,9 +463,16 @@ class RelayServer:
             data = connected.unsent
             if not data:
                 writes = connection.writes()
-                if not writes:
+                if connected.tls is not None:
+                    try:
+                        data = connected.tls.seal(writes, last=connection.phase is Phase.ENDED)
+                    except TlsFailed:
+                        self._drop(connected)
+                        return
+                else:
+                    data = b"".join(writes)
+                if not data:
                     break
-                data = b"".join(writes)
             try:
                 sent = connected.raw.send(data)
             except (BlockingIOError, InterruptedError):
