@@ -3,7 +3,6 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import httpx
@@ -12,7 +11,7 @@ from meshlib.cli.exits import Exit
 from meshlib.cli.identity import stored_identity
 from meshlib.cli.options import Settings, settings_from
 from meshlib.cli.output import Console, Style
-from meshlib.client.registry import RegistryClient, RegistryOptions, http_client
+from meshlib.client.registry import RegistryClient, RegistryOptions, http_base, http_client
 from meshlib.daemon.address import socket_path
 from meshlib.daemon.client import DaemonClient
 from meshlib.daemon.values import Standing
@@ -96,8 +95,7 @@ async def _daemon(settings: Settings) -> Standing | None:
 
 def http_form(relay_url: str) -> str:
     """The relay's address for plain HTTP, where its ``/health`` is."""
-    parts = urlsplit(relay_url)
-    return urlunsplit(parts._replace(scheme="https" if parts.scheme == "wss" else "http"))
+    return "http" + relay_url.removeprefix("http").removeprefix("ws")
 
 
 async def health(settings: Settings, url: str) -> Health:
@@ -105,7 +103,10 @@ async def health(settings: Settings, url: str) -> Health:
     options = RegistryOptions(timeout=_PATIENCE, tls=settings.tls, proxy=settings.proxy)
     try:
         with anyio.fail_after(_PATIENCE):
-            async with http_client(options) as http, http.stream("GET", f"{url.rstrip('/')}/health") as answer:
+            async with (
+                http_client(options, url) as http,
+                http.stream("GET", f"{http_base(url).rstrip('/')}/health") as answer,
+            ):
                 raw = b""
                 async for chunk in answer.aiter_bytes():
                     raw += chunk
