@@ -11,6 +11,8 @@ from meshlib.client.events import KnockReceived
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import InvalidValue
 from meshlib.identity import Did, Identity, parse_did
+from meshlib.proxies import Proxy
+from meshlib.wire.encoding import unix_path
 
 KnockPolicy = Callable[[KnockReceived], bool | Awaitable[bool]]
 """Decides whether a peer who knocks may talk to us. A coroutine function may take its time: the knock waits."""
@@ -159,6 +161,12 @@ def _check_url(option: str, url: str, schemes: tuple[str, str]) -> None:
     Raises:
         InvalidValue: what is wrong with it, in one sentence.
     """
+    if (path := unix_path(url)) is not None and url.startswith(schemes[0]):
+        if not path.startswith("/") or path.endswith("/"):
+            raise InvalidValue(
+                f"{option} is {schemes[0]}+unix:// and an absolute path, as in {schemes[0]}+unix:///run/x"
+            )
+        return
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -197,8 +205,9 @@ class ClientConfig:
     name: str | None = None
     """Display name: published as first capability, so that peers find the agent by ``discover(name)``."""
     relay_url: str = "ws://127.0.0.1:8083"
-    """``ws://`` or ``wss://``; the path ``/ws`` is appended."""
+    """``ws://`` or ``wss://``; the path ``/ws`` is appended. Or ``ws+unix:///`` with the path of a Unix socket."""
     registry_url: str = "http://127.0.0.1:8082"
+    """``http://`` or ``https://``, or ``http+unix:///`` with the path of a Unix socket."""
     store: Path | str | None = None
     """Folder that keeps identity, prekeys, sessions and messages (mode 0700). ``None``: all in memory, gone at exit."""
     passphrase: str | None = field(default=None, repr=False)
@@ -232,7 +241,8 @@ class ClientConfig:
     tls: ssl.SSLContext | None = None
     """Own certificate authority or client certificate. ``None``: the system's trust store."""
     proxy: str | None = field(default=None, repr=False)
-    """``http://``, ``https://`` or ``socks5://`` URL. ``None``: what the environment says; ``""``: no proxy at all."""
+    """``http://``, ``https://``, ``socks5://`` or ``socks5h://`` URL, with ``user:password@`` if it asks.
+    ``None``: what the environment says; ``""``: no proxy at all."""
     heartbeat: float = 30.0
     """Seconds between heartbeats; the relay drops a socket that is silent for 90. The relay's own silence is noticed
     after as long, see ``timeouts.silence``."""
@@ -261,6 +271,8 @@ class ClientConfig:
                 raise InvalidValue(f"{quota} must not be negative")
         _check_url("relay_url", self.relay_url, ("ws", "wss"))
         _check_url("registry_url", self.registry_url, ("http", "https"))
+        if self.proxy:
+            Proxy.parse(self.proxy)
         if self.did is not None:
             parse_did(self.did)
             if self.dialect is not Dialect.AGT4:

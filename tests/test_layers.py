@@ -36,7 +36,8 @@ CLOCK_AND_CHANCE = ("time", "random", "secrets", "os")
 IDENTITY = ("meshlib.crypto", "meshlib.identity", "meshlib.errors", "meshlib.places")
 SESSION = ("meshlib.session", "meshlib.snapshot")
 WIRE = ("meshlib.wire",)
-LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs", "meshlib.prometheus", "meshlib.process")
+SERVING = ("meshlib.serving",)
+LENT = ("meshlib.clock", "meshlib.buckets", "meshlib.logs", "meshlib.prometheus", "meshlib.process", *SERVING)
 """What servers borrow besides identities and the wire."""
 LOGS = ("meshlib.logs",)
 NUMBERS = ("meshlib.prometheus", "meshlib.process")
@@ -47,6 +48,7 @@ CORE_VALUES = (
     "meshlib.clock",
     "meshlib.buckets",
     "meshlib.config",
+    "meshlib.proxies",
     "meshlib.client.events",
 )
 CORES = tuple(
@@ -111,6 +113,7 @@ TABLE = {
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
     "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
     "numbers": Row(NUMBERS, never=(*IO, "random", "secrets", "logging")),
+    "serving": Row(SERVING, foreign=("cryptography",), never=("asyncio", "threading", "subprocess", "sqlite3")),
     "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
@@ -232,6 +235,7 @@ TABLE = {
             "mesh_relay.config",
             "mesh_relay.metrics",
             "mesh_relay.logs",
+            "mesh_relay.tls",
         ),
         (*IDENTITY, *WIRE, *LENT),
         ("msgspec", "websockets"),

@@ -29,6 +29,7 @@ from meshlib.config import Timeouts
 from meshlib.errors import AgentNotFound, IdentityInUse, MeshError, RelayRefused, StoreError
 from meshlib.identity import Identity
 from meshlib.store.database import DATABASE_FILE
+from meshlib.wire.encoding import unix_path
 
 PROOF_LIFETIME = 300.0
 """Seconds. A proof signed by a clock that is wrong by more is refused everywhere."""
@@ -137,6 +138,9 @@ class _Examination:
 
     async def _reach(self, where: str, url: str) -> None:
         """Name, connection and TLS; of the proxy, if there is one, because it does the rest."""
+        if (path := unix_path(url)) is not None:
+            await self._reach_unix(where, path)
+            return
         parts = urlsplit(url)
         try:
             host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
@@ -146,12 +150,11 @@ class _Examination:
             raise self._fail(where, "address", f"{url} names no host or no possible port", f"correct --{where}")
         proxy = proxy_for(url, self.settings.proxy)
         if proxy is not None:
-            through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            host, port = through.hostname or "", through.port or 80
-            self._tell(where, "proxy", f"{through.scheme}://{host}:{port}, set by --proxy or the environment")
+            host, port = proxy.host, proxy.port
+            self._tell(where, "proxy", f"{proxy}, set by --proxy or the environment")
         target = "the proxy" if proxy else f"the {where}"
         await self._resolve(where, host, port, target)
-        async with await self._connect(where, host, port, proxy) as stream:
+        async with await self._connect(where, host, port, "check the proxy's address" if proxy else _START) as stream:
             if proxy is None and parts.scheme in ("https", "wss"):
                 await self._tls(where, stream, parts)
 
@@ -164,12 +167,21 @@ class _Examination:
             raise self._fail(where, "name", f"{host} cannot be resolved: {_reason(error)}", advice) from error
         self._tell(where, "name", f"{host} is {', '.join(sorted({str(one[4][0]) for one in found}))}")
 
-    async def _connect(self, where: str, host: str, port: int, proxy: str | None) -> SocketStream:
+    async def _reach_unix(self, where: str, path: str) -> None:
+        try:
+            with anyio.fail_after(self.patience):
+                async with await anyio.connect_unix(path):
+                    pass
+        except (OSError, TimeoutError) as error:
+            advice = "start it with --unix, or check the path and who may open it"
+            raise self._fail(where, "connection", f"{path}: {_reason(error)}", advice) from error
+        self._tell(where, "connection", f"{path} answers")
+
+    async def _connect(self, where: str, host: str, port: int, advice: str) -> SocketStream:
         try:
             with anyio.fail_after(self.patience):
                 stream = await anyio.connect_tcp(host, port)
         except (OSError, TimeoutError) as error:
-            advice = "check the proxy's address" if proxy else _START
             raise self._fail(where, "connection", f"{host}:{port}: {_reason(error)}", advice) from error
         self._tell(where, "connection", f"{host}:{port} answers")
         return stream
@@ -188,6 +200,14 @@ class _Examination:
             advice = "does this port speak TLS at all? Without it the address starts with http:// or ws://"
             raise self._fail(where, "TLS", _reason(error), advice) from error
         version = secure.extra(TLSAttribute.tls_version)  # noqa: S610 - no Django
+        # With TLS 1.3 a server judges our certificate when for us the handshake is over: its first answer shows it.
+        try:
+            with anyio.move_on_after(self.patience):
+                await secure.send(f"GET /health HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+                await secure.receive()
+        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            advice = "does it want a client certificate? Show one with --cert FILE and --key FILE"
+            raise self._fail(where, "TLS", f"it ends the connection: {_reason(error)}", advice) from error
         self._tell(where, "TLS", str(version))
 
     # --- registry ----------------------------------------------------------------------------------------------------

@@ -119,6 +119,9 @@ def parser() -> _Parser:
     up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     up.add_argument("--relay-port", type=_port, default=8083, help="0: a free one (default: %(default)s)")
     up.add_argument("--registry-port", type=_port, default=8082, help="0: a free one (default: %(default)s)")
+    up.add_argument("--tls-cert", metavar="FILE", help="both speak TLS with this certificate, read anew on SIGHUP")
+    up.add_argument("--tls-key", metavar="FILE", help="its key")
+    up.add_argument("--tls-client-ca", metavar="FILE", help="require client certificates signed by these")
     up.add_argument("--allow-legacy", action="store_true", help="admit agents of the SDK 4.0.0, which prove nothing")
 
     identity = commands.add_parser("identity", help="make or show this agent's identity", formatter_class=_Formatter)
@@ -245,12 +248,14 @@ def _common() -> _Parser:
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("options everywhere")
     for option, metavar, text in (
-        ("relay", "URL", "ws:// or wss:// address of the relay"),
-        ("registry", "URL", "http:// or https:// address of the registry"),
+        ("relay", "URL", "ws://, wss:// or ws+unix:// address of the relay"),
+        ("registry", "URL", "http://, https:// or http+unix:// address of the registry"),
         ("name", "NAME", "this agent's display name"),
         ("store", "FOLDER", "keeps identity and messages; default: ~/.local/share/mesh/NAME"),
         ("proxy", "URL", "http://, https:// or socks5:// proxy; default: HTTPS_PROXY and the like"),
         ("ca", "FILE", "certificates to trust besides the system's"),
+        ("cert", "FILE", "client certificate, for servers that want one"),
+        ("key", "FILE", "its key, if it is in a file of its own"),
     ):
         group.add_argument(f"--{option}", metavar=metavar, help=f"{text} [{VARIABLES[option][0]}]")
     group.add_argument(

@@ -18,6 +18,8 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "token": ("MESH_TOKEN", "AGT_OAUTH_TOKEN"),
     "proxy": ("MESH_PROXY",),
     "ca": ("MESH_CA",),
+    "cert": ("MESH_CERT",),
+    "key": ("MESH_KEY",),
     "passphrase_file": ("MESH_PASSPHRASE_FILE",),
     "responder": ("MESH_RESPONDER", "KARS_MESH_AUTO_RESPONDER"),
     "worker_timeout": ("MESH_WORKER_TIMEOUT", "KARS_MESH_WORKER_TIMEOUT_S"),
@@ -95,7 +97,7 @@ def settings_from(arguments: Namespace, environment: Mapping[str, str]) -> Setti
         name=name,
         token=chosen["token"],
         proxy=chosen["proxy"],
-        tls=_trusting(chosen["ca"]),
+        tls=_tls(chosen["ca"], chosen["cert"], chosen["key"]),
         passphrase=_passphrase(chosen["passphrase_file"]),
         incoming=Path(chosen["incoming"]) if chosen["incoming"] else None,
     )
@@ -111,15 +113,31 @@ def chosen_option(arguments: Namespace, environment: Mapping[str, str], option: 
     return next((value for variable in VARIABLES[option] if (value := environment.get(variable))), None)
 
 
-def _trusting(ca: str | None) -> ssl.SSLContext | None:
-    if ca is None:
+def _tls(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """What we trust, and what we show. A key may stand in the certificate's file."""
+    if key is not None and certificate is None:
+        raise InvalidValue("--key needs --cert, the certificate it belongs to")
+    if ca is None and certificate is None:
         return None
     context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidValue(f"--ca {ca}: no certificates can be read from it ({error.strerror or error})") from error
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidValue(f"--ca {ca}: no certificates can be read from it ({error.strerror or error})") from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password=_no_passphrase)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidValue(
+                f"--cert {certificate} and its key cannot be used ({error.strerror or error}): both are PEM and "
+                "belong together"
+            ) from error
     return context
+
+
+def _no_passphrase() -> str:
+    raise InvalidValue("--key has a passphrase, which nobody would be asked for: take it off")
 
 
 def _passphrase(file: str | None) -> str | None:

@@ -3,13 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import httpx
 
 from meshlib.cli.options import Settings
-from meshlib.client.registry import RegistryOptions, http_client
+from meshlib.client.registry import RegistryOptions, http_base, http_client
 
 PATIENCE = 5.0
 """Seconds a server has to answer."""
@@ -40,19 +39,18 @@ class NoAnswer(Exception):
 
 def http_form(relay_url: str) -> str:
     """The relay's address for plain HTTP, where its ``/health`` is."""
-    parts = urlsplit(relay_url)
-    return urlunsplit(parts._replace(scheme="https" if parts.scheme == "wss" else "http"))
+    return "http" + relay_url.removeprefix("http").removeprefix("ws")
 
 
 @asynccontextmanager
-async def asking(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client that reaches the servers as the settings say, for one question or many."""
-    async with http_client(RegistryOptions(timeout=PATIENCE, tls=settings.tls, proxy=settings.proxy)) as http:
+async def asking(settings: Settings, url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that reaches the server at ``url`` as the settings say, for one question or many."""
+    async with http_client(RegistryOptions(timeout=PATIENCE, tls=settings.tls, proxy=settings.proxy), url) as http:
         yield http
 
 
-async def fetch(http: httpx.AsyncClient, url: str, limit: int) -> bytes:
-    """The body of a page, of at most ``limit`` bytes.
+async def fetch(http: httpx.AsyncClient, url: str, page: str, limit: int) -> bytes:
+    """The body of a page of the server at ``url``, of at most ``limit`` bytes.
 
     Raises:
         NoAnswer: there is none.
@@ -60,7 +58,7 @@ async def fetch(http: httpx.AsyncClient, url: str, limit: int) -> bytes:
     raw = b""
     try:
         with anyio.fail_after(PATIENCE):
-            async with http.stream("GET", url) as answer:
+            async with http.stream("GET", f"{http_base(url).rstrip('/')}{page}") as answer:
                 async for chunk in answer.aiter_bytes():
                     raw += chunk
                     if len(raw) > limit:
@@ -77,14 +75,14 @@ async def fetch(http: httpx.AsyncClient, url: str, limit: int) -> bytes:
 
 async def health(settings: Settings, url: str) -> Health:
     """``GET /health`` of a server. Whatever goes wrong becomes the detail."""
-    async with asking(settings) as http:
+    async with asking(settings, url) as http:
         return await health_of(http, url)
 
 
 async def health_of(http: httpx.AsyncClient, url: str) -> Health:
     """The same, as one of many questions."""
     try:
-        body = _object(await fetch(http, f"{url.rstrip('/')}/health", LARGEST_HEALTH))
+        body = _object(await fetch(http, url, "/health", LARGEST_HEALTH))
     except NoAnswer as error:
         return Health(False, str(error))
     return Health(True, _summary(body), body)

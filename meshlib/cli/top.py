@@ -5,7 +5,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 
 import anyio
 import httpx
@@ -45,11 +45,13 @@ def top(arguments: Namespace, environment: Mapping[str, str], console: Console) 
                 tasks.start_soon(until_signal)
                 try:
                     with _other_screen(console) if live else nullcontext():
-                        async with asking(settings) as http:
-                            await watching.ask(http)  # what one look shows says nothing about a second
+                        async with AsyncExitStack() as stack:
+                            for board in watching.boards:
+                                watching.ways[board.role] = await stack.enter_async_context(asking(settings, board.url))
+                            await watching.ask()  # what one look shows says nothing about a second
                             while True:
                                 await anyio.sleep(arguments.interval)
-                                await watching.ask(http)
+                                await watching.ask()
                                 _show(console, watching.boards, arguments.interval, live)
                                 if arguments.once:
                                     break
@@ -71,20 +73,22 @@ class _Watching:
             Board("relay", http_form(settings.relay_url), RELAY),
             Board("registry", settings.registry_url, REGISTRY),
         )
+        self.ways: dict[str, httpx.AsyncClient] = {}
+        """How each is reached, by role."""
         self._pages: dict[str, Page] = {}
 
-    async def ask(self, http: httpx.AsyncClient) -> None:
+    async def ask(self) -> None:
         """Ask both at the same time: one that hangs takes nothing from the other."""
         async with anyio.create_task_group() as tasks:
             for board in self.boards:
-                tasks.start_soon(self._ask, http, board)
+                tasks.start_soon(self._ask, self.ways[board.role], board)
 
     async def _ask(self, http: httpx.AsyncClient, board: Board) -> None:
         health = await health_of(http, board.url)
         page = None
         if health.up:
             try:
-                raw = await fetch(http, f"{board.url.rstrip('/')}/metrics", LARGEST_METRICS)
+                raw = await fetch(http, board.url, "/metrics", LARGEST_METRICS)
                 page = Page(raw.decode(errors="replace"), time.monotonic())
             except NoAnswer:
                 pass  # upstream's has no such page

@@ -28,7 +28,9 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 """A server's time to drain; after it, it is killed."""
 _NEEDED = {"relay": ("mesh_relay", "trio"), "registry": ("mesh_registry", "starlette", "uvicorn")}
-_SCHEMES = {"relay": "ws", "registry": "http"}
+_SCHEMES = {("relay", False): "ws", ("relay", True): "wss", ("registry", False): "http", ("registry", True): "https"}
+_TLS = ("tls_cert", "tls_key", "tls_client_ca")
+_RELOAD = getattr(signal, "SIGHUP", None)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
 _PR_SET_PDEATHSIG = 1
 
@@ -38,10 +40,14 @@ class Server:
 
     def __init__(self, role: str, port: int, arguments: Namespace, store: Path) -> None:
         self.role = role
+        self._scheme = _SCHEMES[role, arguments.tls_cert is not None]
         self.store = store
         self.url = ""
         argv = [sys.executable, "-m", f"mesh_{role}", "serve", "--host", arguments.host, "--port", str(port)]
         argv += ["--store", str(store), *(["--allow-legacy"] if arguments.allow_legacy else [])]
+        for option in _TLS:
+            if (path := getattr(arguments, option)) is not None:
+                argv += [f"--{option.replace('_', '-')}", path]
         argv += ["--log-level", "info" if getattr(arguments, "verbose", False) else "warning"]
         self._process = subprocess.Popen(  # noqa: S603 - our own module with checked arguments
             argv,
@@ -67,7 +73,7 @@ class Server:
             host, port = _address(line)
             host = _EVERYWHERE.get(host, host)
             shown = f"[{host}]" if ":" in host else host
-            self.url = f"{_SCHEMES[self.role]}://{shown}:{port}"
+            self.url = f"{self._scheme}://{shown}:{port}"
             return
         raise TransportError(f"the {self.role} did not say within {START_SECONDS:g} s where it listens")
 
@@ -77,6 +83,11 @@ class Server:
         assert stdout is not None
         await anyio.to_thread.run_sync(_read_away, stdout, abandon_on_cancel=True)
         return await anyio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+
+    def reload(self, number: int) -> None:
+        """Let it read its certificate anew."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
 
     def ask_to_stop(self) -> None:
         """Let it drain and end."""
@@ -105,6 +116,10 @@ def up(arguments: Namespace, environment: Mapping[str, str], console: Console) -
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder} cannot be made: {error.strerror}; name another folder with --data") from error
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise InvalidValue("--tls-cert and --tls-key belong together")
+    if arguments.tls_client_ca is not None and arguments.tls_cert is None:
+        raise InvalidValue("--tls-client-ca needs --tls-cert and --tls-key")
     ports = {"registry": arguments.registry_port, "relay": arguments.relay_port}
     return anyio.run(_supervise, arguments, ports, folder, console)
 
@@ -113,15 +128,22 @@ async def _supervise(arguments: Namespace, ports: Mapping[str, int], folder: Pat
     servers: list[Server] = []
     problem: list[MeshError] = []
     # Handlers first: a signal between the start of a child and its first line must stop the child, too.
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if _RELOAD is not None and arguments.tls_cert is not None:  # else it still means that the terminal has gone
+        heeded.append(_RELOAD)
+    with anyio.open_signal_receiver(*heeded) as signals:
         try:
             # Both children are made before any thread: the code between fork and exec must not meet a held lock.
             servers += [Server(role, port, arguments, folder / f"{role}.db") for role, port in ports.items()]
             async with anyio.create_task_group() as tasks:
 
                 async def wait_for_signal() -> None:
-                    async for _ in signals:
-                        break
+                    async for number in signals:
+                        if number != _RELOAD:
+                            break
+                        for server in servers:
+                            if server.url:  # before it listens it would be ended by the signal
+                                server.reload(number)
                     tasks.cancel_scope.cancel()
 
                 async def serve() -> None:

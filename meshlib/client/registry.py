@@ -4,6 +4,7 @@ Owns retries, deadlines, authentication headers and the registry's clock. Leaves
 module, and whether to believe an answer to its caller.
 """
 
+import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -17,11 +18,12 @@ from typing import Self, cast
 import anyio
 import httpx
 
+from meshlib.client.transport import PROXY_ADVICE, proxy_for
 from meshlib.crypto.keys import X25519Public
-from meshlib.errors import InvalidValue, RegistryRefused, TransportError
+from meshlib.errors import RegistryRefused, TransportError
 from meshlib.identity import Identity
 from meshlib.wire import registry as wire
-from meshlib.wire.encoding import timestamp
+from meshlib.wire.encoding import timestamp, unix_path
 
 Prepare = Callable[[str], wire.Request]
 """Builds a request for the ISO timestamp it is signed at."""
@@ -49,26 +51,43 @@ class RegistryOptions:
     tls: ssl.SSLContext | None = None
     """Own certificate authority or client certificate. None: the system's trust store."""
     proxy: str | None = None
-    """``http://``, ``https://`` or ``socks5://`` URL. None: what the environment says; ``""``: no proxy at all."""
+    """``http://``, ``https://``, ``socks5://`` or ``socks5h://`` URL. None: what the environment says; ``""``: none."""
 
 
-def http_client(options: RegistryOptions) -> httpx.AsyncClient:
-    """The HTTP client the options describe. It trusts what the system trusts, as our WebSocket does.
+def http_client(options: RegistryOptions, url: str) -> httpx.AsyncClient:
+    """The HTTP client the options describe, for the server at ``url``. It trusts what the system trusts, as our
+    WebSocket does, and takes the same proxy. Its requests start with :func:`http_base`.
 
     Raises:
         InvalidValue: the proxy's URL cannot work.
     """
-    try:
-        return httpx.AsyncClient(
-            verify=ssl.create_default_context() if options.tls is None else options.tls,
-            proxy=options.proxy or None,
-            trust_env=options.proxy is None,
-            timeout=options.timeout,
-            follow_redirects=False,  # a signature is for the registry it was made for
-            headers={"accept-encoding": "identity"},  # a few compressed bytes may unfold into gigabytes
-        )
-    except (ValueError, ImportError, httpx.InvalidURL) as error:
-        raise InvalidValue(f"the proxy cannot be used: {error}") from error
+    context = ssl.create_default_context() if options.tls is None else options.tls
+    proxy = proxy_for(url, options.proxy)
+    through = None
+    if proxy is not None:
+        secure = context if proxy.scheme == "https" else None
+        logging.getLogger("httpcore.socks").addFilter(_without_password)
+        through = httpx.Proxy(str(proxy), auth=proxy.credentials, ssl_context=secure)
+    path = unix_path(url)
+    return httpx.AsyncClient(
+        verify=context,
+        proxy=through,
+        transport=None if path is None else httpx.AsyncHTTPTransport(uds=path),
+        trust_env=False,  # what the environment says of proxies is in, and passwords of .netrc are for nobody here
+        timeout=options.timeout,
+        follow_redirects=False,  # a signature is for the registry it was made for
+        headers={"accept-encoding": "identity"},  # a few compressed bytes may unfold into gigabytes
+    )
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    """At DEBUG the library would log what it shows a SOCKS proxy."""
+    return "setup_socks5_connection" not in record.getMessage()
+
+
+def http_base(url: str) -> str:
+    """What URLs of requests to the server at ``url`` start with."""
+    return url if unix_path(url) is None else "http://localhost"
 
 
 class RegistryClient:
@@ -91,7 +110,8 @@ class RegistryClient:
         """Prepare a client; nothing is sent yet.
 
         Args:
-            base_url: the registry's address, a path prefix included; one slash at its end is dropped.
+            base_url: the registry's address, a path prefix included; one slash at its end is dropped. Or
+                ``http+unix:///`` with the path of a Unix socket.
             signer: who authenticates the requests. None: all are anonymous.
             http: used instead of a client of our own, and left open.
             utc: seconds since the Unix epoch.
@@ -104,7 +124,8 @@ class RegistryClient:
         """Seconds the registry's clock is ahead of ours, as of its last answer; None before the first."""
         self._shown = self.base_url.rpartition("@")[2]  # what stands before an @ may be a password
         self._correction = 0.0
-        self._http = http_client(options) if http is None else http
+        self._proxy = None if http is not None else proxy_for(self.base_url, options.proxy)
+        self._http = http_client(options, self.base_url) if http is None else http
         self._owns_http = http is None
         self._utc = utc
         self._sleep = sleep
@@ -240,11 +261,13 @@ class RegistryClient:
         return await self._attempt(request, headers)
 
     async def _attempt(self, request: wire.Request, headers: list[tuple[str, str]]) -> wire.Answer:
-        url = self.base_url + request.target
+        url = http_base(self.base_url) + request.target
         started = self._utc()
         try:
             with anyio.fail_after(self.options.timeout):
                 async with self._http.stream(request.method, url, headers=headers, content=request.body) as response:
+                    if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED and self._proxy is not None:
+                        raise httpx.ProxyError("it wants another user or password")
                     self._measure_clock(response.headers.get("date"), started)
                     if response.headers.get("content-encoding", "identity") != "identity":
                         raise RegistryRefused(response.status_code, "the answer is compressed, which nobody asked for")
@@ -259,10 +282,22 @@ class RegistryClient:
             raise TransportError(
                 f"the registry at {self._shown} gave no answer within {self.options.timeout:g} s"
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise TransportError(
                 f"the registry at {self._shown} cannot be reached: {str(error) or type(error).__name__}"
             ) from error
+
+    def _unreachable(self, error: httpx.HTTPError) -> TransportError:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError) and self.base_url.startswith("https:"):
+            reason += "; does it want a client certificate, passed in tls (--cert)?"
+        if self._proxy is None:
+            return TransportError(f"the registry at {self._shown} cannot be reached: {reason}")
+        return TransportError(
+            f"no way to the registry at {self._shown} through the proxy {self._proxy}: {reason}; {PROXY_ADVICE}"
+        )
 
     def _measure_clock(self, date: str | None, started: float) -> None:
         if date is None:

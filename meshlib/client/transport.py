@@ -15,8 +15,8 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
-from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
-from python_socks.async_.anyio.v2 import Proxy
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
+from python_socks.async_.anyio.v2 import Proxy as Tunnel
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -25,16 +25,31 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from meshlib.errors import InvalidValue, TransportError
+from meshlib.proxies import Proxy
 from meshlib.wire.codec import MAX_FRAME
-from meshlib.wire.encoding import websocket_url
+from meshlib.wire.encoding import unix_path, websocket_url
 
 CHALLENGE_HEADER = "Mesh-Challenge"
 """Where our relay puts its nonce: in the handshake's answer, so that proving it costs no round trip."""
+PROXY_ADVICE = "check its address, user and password (--proxy, HTTPS_PROXY), or name exceptions in NO_PROXY"
+"""What errors of proxies end with."""
 _READ_SIZE = 256 * 1024
 """Bytes per read. A burst of small frames comes in one."""
 _ABNORMAL = 1006
+_CERTIFICATE_ALERTS = (
+    "ALERT_CERTIFICATE_REQUIRED",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_CERTIFICATE_UNKNOWN",
+    "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_REVOKED",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+)
+"""What a server says, in OpenSSL's words, about the certificate we showed or did not show."""
 _MAX_FRAGMENTS = 1024
 """Pieces one message may come in. Ours come in one; empty pieces would otherwise cost memory without end."""
+_LONGEST_SAID = 200
+"""Bytes of a refusal's text that an error shows."""
 _MAX_CHALLENGE = 1024
 """Characters of a challenge; ours has 43."""
 _BUSY = (408, 429, 503)
@@ -52,20 +67,24 @@ class Closed(TransportError):
         self.reason = reason
 
 
-def proxy_for(url: str, configured: str | None) -> str | None:
-    """The proxy to use for a URL: the configured one, else what the environment says.
+def proxy_for(url: str, configured: str | None) -> Proxy | None:
+    """The proxy to use for a URL: the configured one, else what the environment says. Never one for a Unix socket.
 
     Args:
-        configured: a proxy URL, ``""`` for none at all, ``None`` to ask ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``.
+        configured: a proxy URL, ``""`` for none at all, ``None`` to ask the environment: ``HTTPS_PROXY`` (``wss``,
+            ``https``) or ``HTTP_PROXY`` (``ws``, ``http``), else ``ALL_PROXY``; ``NO_PROXY`` names exceptions.
+    Raises:
+        InvalidValue: the proxy's URL cannot work.
     """
-    if configured is not None:
-        return configured or None
     parts = urlsplit(url)
-    if parts.hostname is None or proxy_bypass(parts.hostname):
+    if parts.hostname is None or unix_path(url) is not None:
         return None
-    proxies = getproxies()
-    scheme = "https" if parts.scheme in ("wss", "https") else "http"
-    return proxies.get("all") or proxies.get(scheme)
+    if configured is None:
+        if proxy_bypass(parts.netloc.rpartition("@")[2]):
+            return None
+        proxies = getproxies()
+        configured = proxies.get("https" if parts.scheme in ("wss", "https") else "http") or proxies.get("all")
+    return Proxy.parse(configured) if configured else None
 
 
 class WebSocket:
@@ -88,14 +107,18 @@ class WebSocket:
         """Open a WebSocket to a relay. The caller sets the deadline.
 
         Args:
-            relay_url: ``ws://`` or ``wss://``, without the path.
+            relay_url: ``ws://`` or ``wss://``, without the path, or ``ws+unix:///`` with that of a Unix socket.
             tls: context for ``wss``; the system's trust store when ``None``.
             proxy: as for :func:`proxy_for`.
         Raises:
             TransportError: it cannot be reached; the message says what failed where.
         """
-        url = websocket_url(relay_url)
-        stream = await _open_stream(url, tls, proxy_for(url, proxy))
+        if (path := unix_path(relay_url)) is not None:
+            url = websocket_url("ws://localhost")
+            stream: ByteStream = await _open_unix(path)
+        else:
+            url = websocket_url(relay_url)
+            stream = await _open_stream(url, tls, proxy_for(url, proxy))
         protocol = ClientProtocol(parse_uri(url), max_size=MAX_FRAME, logger=_SILENT)
         socket = cls(stream, protocol)
         try:
@@ -119,9 +142,10 @@ class WebSocket:
                         self._partial.append(_as_frame(event))
         error = self._protocol.handshake_exc
         if isinstance(error, InvalidStatus):
-            status = error.response.status_code
+            said = bytes(error.response.body or b"")[:_LONGEST_SAID].decode("ascii", "replace").strip()
+            words, status = f" ({said})" if said.isprintable() and said else "", error.response.status_code
             raise TransportError(
-                f"{relay_url} answered HTTP {status} instead of opening a WebSocket: "
+                f"{relay_url} answered HTTP {status}{words} instead of opening a WebSocket: "
                 + ("it has no room for us at the moment" if status in _BUSY else "is it the relay's address, no path?")
             ) from error
         if isinstance(error, InvalidHandshake):
@@ -280,18 +304,23 @@ def _as_frame(event: object) -> Frame:
     return event
 
 
-async def _open_stream(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> ByteStream:
+async def _open_unix(path: str) -> ByteStream:
+    with _translated(f"the Unix socket {path}"):
+        return await anyio.connect_unix(path)
+
+
+async def _open_stream(url: str, tls: ssl.SSLContext | None, proxy: Proxy | None) -> ByteStream:
     parts = urlsplit(url)
     host = parts.hostname
     if host is None:
         raise InvalidValue(f"{url!r} names no host")
     port = parts.port or (443 if parts.scheme == "wss" else 80)
-    with _translated(f"{host}:{port}" + (f" through the proxy {_without_password(proxy)}" if proxy else "")):
+    with _translated(f"{host}:{port}" + (f" through the proxy {proxy}" if proxy else ""), proxy):
         stream: ByteStream
         if proxy is None:
             stream = await anyio.connect_tcp(host, port)
         else:
-            stream = (await Proxy.from_url(proxy).connect(host, port)).anyio_stream
+            stream = (await _tunnel(proxy, tls).connect(host, port)).anyio_stream
         if parts.scheme == "wss":
             context = tls or ssl.create_default_context()
             try:
@@ -302,13 +331,21 @@ async def _open_stream(url: str, tls: ssl.SSLContext | None, proxy: str | None) 
     return stream
 
 
-def _without_password(proxy: str) -> str:
-    parts = urlsplit(proxy)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.port else f"{parts.scheme}://{parts.hostname}"
+def _tunnel(proxy: Proxy, tls: ssl.SSLContext | None) -> Tunnel:
+    username, password = proxy.credentials or (None, None)
+    return Tunnel(
+        ProxyType.SOCKS5 if proxy.scheme.startswith("socks") else ProxyType.HTTP,
+        proxy.host,
+        proxy.port,
+        username,
+        password,
+        rdns=True,
+        proxy_ssl=(tls or ssl.create_default_context()) if proxy.scheme == "https" else None,
+    )
 
 
 @contextmanager
-def _translated(where: str) -> Iterator[None]:
+def _translated(where: str, proxy: Proxy | None = None) -> Iterator[None]:
     """Turn what sockets, TLS and proxies raise into one error that says what failed where."""
     try:
         yield
@@ -317,8 +354,18 @@ def _translated(where: str) -> Iterator[None]:
             f"{where} shows a certificate that is not trusted ({error.verify_message}): pass the right CA as tls"
         ) from error
     except ssl.SSLError as error:
+        if (error.reason or "").endswith(_CERTIFICATE_ALERTS):
+            raise TransportError(
+                f"{where} wants a client certificate, one that it trusts ({error.reason}): pass it in tls (--cert)"
+            ) from error
         raise TransportError(f"{where} speaks no TLS we understand: {error.reason or error}") from error
-    except (ProxyError, ProxyConnectionError, ProxyTimeoutError) as error:
-        raise TransportError(f"the proxy does not let us reach {where}: {error}") from error
+    except anyio.EndOfStream as error:
+        raise TransportError(
+            f"{where} ends the connection instead of speaking TLS: is it ws:// and http://?"
+        ) from error
+    except (ProxyConnectionError, ProxyTimeoutError) as error:
+        raise TransportError(f"the proxy {proxy} cannot be reached: {error}; {PROXY_ADVICE}") from error
+    except ProxyError as error:
+        raise TransportError(f"no way to {where}: the proxy says {str(error) or 'nothing'}; {PROXY_ADVICE}") from error
     except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
         raise TransportError(f"{where} cannot be reached: {str(error) or type(error).__name__}") from error

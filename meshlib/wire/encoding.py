@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from itertools import chain, repeat
 from json.encoder import encode_basestring as _quote
 from typing import Any, NewType
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -372,3 +372,12 @@ def websocket_url(relay_url: str) -> str:
     Plain concatenation on purpose: the SDK does the same, and both must reach the same relay with one setting.
     """
     return ("ws" + relay_url[4:] if relay_url.startswith("http") else relay_url) + "/ws"
+
+
+def unix_path(url: str) -> str | None:
+    """The path in ``ws+unix:///path`` or ``http+unix:///path``, the address of a Unix socket; None for other addresses.
+
+    Characters that a URL cannot hold are percent-encoded.
+    """
+    scheme, _, rest = url.partition("://")
+    return unquote(rest) if scheme in ("ws+unix", "http+unix") else None

@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
@@ -20,13 +21,15 @@ from mesh_registry import logs
 from mesh_registry.api import application
 from mesh_registry.config import Config, parse
 from mesh_registry.core import Core
-from mesh_registry.http import bounded
+from mesh_registry.http import TLS_TIMEOUT, bounded
 from mesh_registry.oidc import TokenChecker
 from mesh_registry.parts import Registry
 from mesh_registry.store.memory import MemoryStore
 from mesh_registry.store.protocol import RegistryStore, StoreFailed
 from mesh_registry.store.sqlite import SqliteStore
 from meshlib.clock import Instant
+from meshlib.serving.certificates import CertificateUnusable, ServerTls
+from meshlib.serving.unix import unix_listener
 
 log = logging.getLogger("mesh_registry")
 
@@ -66,8 +69,9 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(config: Config, version: str) -> int:
-    listener = _listen(config.host, config.port)
-    with contextlib.closing(listener):
+    tls = None if config.tls is None else ServerTls(config.tls)
+    with contextlib.ExitStack() as stack:
+        listeners = _listen_everywhere(config, stack)
         registry = _assemble(config, version)
         server = _Server(
             uvicorn.Config(
@@ -85,8 +89,9 @@ async def _serve(config: Config, version: str) -> int:
             )
         )
         server.registry, server.drain_seconds = registry, config.drain_seconds
-        server.announce = lambda: _announce(config, listener)
-        await server.serve(sockets=[listener])
+        server.tls = tls
+        server.announce = lambda: _announce(config, listeners)
+        await server.serve(sockets=listeners)
     log.info("stopped")
     return 0
 
@@ -124,33 +129,68 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(config: Config, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    store = "memory" if config.store is None else str(config.store)
-    event = {"event": "listening", "host": host, "port": port, "store": store, "legacy": config.policy.allow_legacy}
+def _listen_everywhere(config: Config, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """TCP first: where there is one, it is what the listening line names."""
+    listeners = []
+    if config.port is not None:
+        listeners.append(stack.enter_context(contextlib.closing(_listen(config.host, config.port))))
+    if config.unix is not None:
+        listeners.append(stack.enter_context(unix_listener(config.unix, config.unix_mode)))
+    return listeners
+
+
+def _announce(config: Config, listeners: Sequence[socket.socket]) -> None:
+    event: dict[str, object] = {"event": "listening"}
+    if config.port is not None:
+        host, port = listeners[0].getsockname()[:2]
+        event |= {"host": host, "port": port, "tls": config.tls is not None}
+    if config.unix is not None:
+        event["unix"] = str(config.unix)
+    event["store"] = "memory" if config.store is None else str(config.store)
+    event["legacy"] = config.policy.allow_legacy
     print(json.dumps(event), flush=True)
     log.info("listening", extra={"fields": {name: value for name, value in event.items() if name != "event"}})
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and for which a signal is an orderly end."""
+    """uvicorn that says when it listens, speaks TLS on TCP alone, and for which a signal is an orderly end."""
 
     announce: Callable[[], None]
     registry: Registry
     drain_seconds: float
+    tls: ServerTls | None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # uvicorn knows neither a deadline for handshakes nor sockets with TLS beside those without.
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            tls = None if listener.family not in (socket.AF_INET, socket.AF_INET6) else self.tls
+            server = await loop.create_server(
+                self._protocol,
+                sock=listener,
+                backlog=self.config.backlog,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else TLS_TIMEOUT,
+            )
+            self.servers.append(server)
         if self.started:
             self.announce()
+
+    def _protocol(self) -> asyncio.Protocol:
+        http: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return http(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # The original raises the signal again after it has shut down, and the process would end by it, not with 0.
         loop = asyncio.get_running_loop()
-        handled = (signal.SIGTERM, signal.SIGINT)
-        for number in handled:
-            loop.add_signal_handler(number, self._heed, loop)
+        heed = partial(self._heed, loop)
+        handled: dict[int, Callable[[], None]] = {signal.SIGTERM: heed, signal.SIGINT: heed}
+        if (hangup := getattr(signal, "SIGHUP", None)) is not None:
+            handled[hangup] = self._reload
+        for number, handler in handled.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
@@ -172,6 +212,17 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
+
+    def _reload(self) -> None:
+        if self.tls is None:
+            log.info("nothing_to_reload")
+            return
+        try:
+            self.tls.reload()
+        except CertificateUnusable as error:
+            log.error("certificate_kept", extra={"fields": {"error": str(error)}})
+        else:
+            log.info("certificate_loaded", extra={"fields": {"expires": self.tls.expires.isoformat()}})
 
 
 if __name__ == "__main__":

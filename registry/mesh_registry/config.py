@@ -12,6 +12,7 @@ from typing import Literal
 from mesh_registry.core import Policy
 from mesh_registry.oidc import Issuer
 from meshlib.buckets import Rate
+from meshlib.serving.certificates import TlsFiles
 
 ENVIRONMENT_PREFIX = "MESH_REGISTRY_"
 MEMORY = ":memory:"
@@ -46,8 +47,14 @@ class Config:
     """Everything ``mesh-registry serve`` can be told."""
 
     host: str
-    port: int
-    """0 lets the system choose; the line on stdout says which."""
+    port: int | None
+    """0 lets the system choose; the line on stdout says which. None: no TCP at all."""
+    unix: Path | None
+    """Listen on a Unix socket at this path, without TLS."""
+    unix_mode: int
+    """Who may connect to it."""
+    tls: TlsFiles | None
+    """What TLS is spoken with on TCP. None: none."""
     store: Path | None
     """The SQLite file. None keeps everything in memory, gone at exit."""
     policy: Policy
@@ -89,9 +96,17 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str
     chosen = parser.parse_args(arguments)
     if bool(chosen.oidc_issuer) != bool(chosen.oidc_audience):
         serve.error("--oidc-issuer and --oidc-audience belong together")
+    if bool(chosen.tls_cert) != bool(chosen.tls_key):
+        serve.error("--tls-cert and --tls-key belong together")
+    if chosen.tls_client_ca and not chosen.tls_cert:
+        serve.error("--tls-client-ca needs --tls-cert and --tls-key")
+    somewhere = chosen.host is not None or chosen.port is not None
     return Config(
-        host=chosen.host,
-        port=chosen.port,
+        host=chosen.host or "127.0.0.1",
+        port=None if chosen.unix and not somewhere else 8082 if chosen.port is None else chosen.port,
+        unix=Path(chosen.unix) if chosen.unix else None,
+        unix_mode=chosen.unix_mode,
+        tls=_tls(chosen.tls_cert, chosen.tls_key, chosen.tls_client_ca),
         store=None if chosen.store == MEMORY else Path(chosen.store) if chosen.store else default_store(environment),
         policy=Policy(
             allow_legacy=chosen.allow_legacy,
@@ -132,8 +147,25 @@ def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str])
         return environment.get(ENVIRONMENT_PREFIX + name.upper().replace("-", "_"), default)
 
     # argparse passes text defaults through the option's type, so what the environment says is checked as well.
-    serve.add_argument("--host", default=preset("host", "127.0.0.1"))
-    serve.add_argument("--port", type=_port, default=preset("port", "8082"), help="0: any free one")
+    serve.add_argument("--host", default=preset("host", "") or None, help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=preset("port", "") or None, help="(8082) 0: any free one")
+    serve.add_argument(
+        "--unix", default=preset("unix", ""), metavar="PATH", help="a Unix socket; with --host or --port beside TCP"
+    )
+    serve.add_argument("--unix-mode", type=_mode, default=preset("unix-mode", "660"), help="who may connect to it")
+    serve.add_argument(
+        "--tls-cert",
+        default=preset("tls-cert", ""),
+        metavar="FILE",
+        help="speak TLS with this certificate chain, read anew on SIGHUP",
+    )
+    serve.add_argument("--tls-key", default=preset("tls-key", ""), metavar="FILE", help="its key")
+    serve.add_argument(
+        "--tls-client-ca",
+        default=preset("tls-client-ca", ""),
+        metavar="FILE",
+        help="require client certificates signed by these",
+    )
     serve.add_argument(
         "--store",
         default=preset("store", ""),
@@ -200,6 +232,22 @@ def _port(text: str) -> int:
     if text.isdecimal() and int(text) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no port")
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if 0 < mode <= 0o777:
+        return mode
+    raise argparse.ArgumentTypeError(f"{text!r} is no octal number such as 660")
+
+
+def _tls(certificate: str, key: str, client_ca: str) -> TlsFiles | None:
+    if not certificate:
+        return None
+    return TlsFiles(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
 
 
 def _count(text: str) -> int:

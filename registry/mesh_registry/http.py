@@ -16,6 +16,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from mesh_registry.config import Limits
 from mesh_registry.core import network
 
+LOOPBACK = ("127.0.0.1", 0)
+
+TLS_TIMEOUT = 10.0
+"""Seconds from the connection to the end of the TLS handshake."""
+
 
 class _Flow(FlowControl):
     """Reads on only when no request waits: what has been read must have been answered first."""
@@ -52,8 +57,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is None:  # a Unix socket, which knows no addresses: limits count it as loopback
+            self.client = LOOPBACK
         self.flow = _Flow(transport, self.pipeline)
-        address = self.client[0] if self.client else ""
+        address = self.client[0]
         if address and address not in self.exempt and "*" not in self.exempt:
             self._network = network(address)
             self.connected[self._network] += 1

@@ -1,11 +1,13 @@
 """``mesh-relay serve``: the command line, the only reader of the environment."""
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import get_args
@@ -14,10 +16,15 @@ import trio
 
 from mesh_relay import logs
 from mesh_relay.config import Durability, LogFormat, LogLevel, RelayConfig
-from mesh_relay.server import RelayServer, open_inbox, open_listeners
+from mesh_relay.server import PATH, RelayServer, open_inbox, open_listeners
 from meshlib.errors import InvalidValue, StoreError
+from meshlib.serving.certificates import CertificateUnusable, ServerTls
+from meshlib.serving.unix import unix_listener
 
 log = logging.getLogger("mesh_relay")
+
+_RELOAD = getattr(signal, "SIGHUP", None)
+_HEEDED = [signal.SIGTERM, signal.SIGINT, *([_RELOAD] if _RELOAD is not None else [])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the relay until SIGTERM or SIGINT")
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", help="port to listen on (8083); 0 lets the system choose")
+    serve.add_argument("--unix", metavar="PATH", help="listen on a Unix socket; with --host or --port beside TCP")
+    serve.add_argument("--unix-mode", metavar="MODE", help="who may connect to it (660: owner and group)")
+    serve.add_argument("--tls-cert", metavar="FILE", help="speak TLS with this certificate chain, read anew on SIGHUP")
+    serve.add_argument("--tls-key", metavar="FILE", help="its key")
+    serve.add_argument("--tls-client-ca", metavar="FILE", help="require client certificates signed by these")
     serve.add_argument("--store", metavar="PATH", help="the SQLite database, or :memory: to forget everything at exit")
     serve.add_argument(
         "--allow-legacy",
@@ -81,28 +93,63 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(config: RelayConfig) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        listeners = await open_listeners(config.host, config.port)
-        server = RelayServer(config, listeners, open_inbox(config))
-        host, port = listeners[0].getsockname()[:2]
+    tls = None if config.tls is None else ServerTls(config.tls)
+    async with contextlib.AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(*_HEEDED))
+        listeners = await _listen(config, stack)
+        server = RelayServer(config, listeners, open_inbox(config), tls=tls)
         async with trio.open_nursery() as heeding:
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
-                print(
-                    json.dumps(
-                        {"event": "listening", "host": host, "port": port, "path": "/ws", "store": config.store}
-                    ),
-                    flush=True,
-                )
-                log.info("listening", extra={"fields": {"host": host, "port": port, "store": config.store}})
-                heeding.start_soon(_heed, signals, server)
+                _announce(config, listeners)
+                heeding.start_soon(_heed, signals, server, tls)
             heeding.cancel_scope.cancel()
 
 
-async def _heed(signals: AsyncIterator[int], server: RelayServer) -> None:
+async def _heed(signals: AsyncIterator[int], server: RelayServer, tls: ServerTls | None) -> None:
     async for received in signals:
-        log.info("draining", extra={"fields": {"signal": signal.Signals(received).name}})
-        server.drain()
+        if received == _RELOAD:
+            _reload(tls)
+        else:
+            log.info("draining", extra={"fields": {"signal": signal.Signals(received).name}})
+            server.drain()
+
+
+async def _listen(config: RelayConfig, stack: contextlib.AsyncExitStack) -> list[socket.socket]:
+    """TCP first: where there is one, it is what the listening line names."""
+    listeners = [] if config.port is None else await open_listeners(config.host, config.port)
+    if config.unix is not None:
+        try:
+            listeners.append(stack.enter_context(unix_listener(config.unix, config.unix_mode)))
+        except OSError:
+            for listener in listeners:
+                listener.close()
+            raise
+        listeners[-1].setblocking(False)
+    return listeners
+
+
+def _announce(config: RelayConfig, listeners: Sequence[socket.socket]) -> None:
+    where: dict[str, object] = {}
+    if config.port is not None:
+        host, port = listeners[0].getsockname()[:2]
+        where = {"host": host, "port": port, "tls": config.tls is not None}
+    if config.unix is not None:
+        where["unix"] = str(config.unix)
+    print(json.dumps({"event": "listening", **where, "path": PATH, "store": config.store}), flush=True)
+    log.info("listening", extra={"fields": {**where, "store": config.store}})
+
+
+def _reload(tls: ServerTls | None) -> None:
+    if tls is None:
+        log.info("nothing_to_reload")
+        return
+    try:
+        tls.reload()
+    except CertificateUnusable as error:
+        log.error("certificate_kept", extra={"fields": {"error": str(error)}})
+    else:
+        log.info("certificate_loaded", extra={"fields": {"expires": tls.expires.isoformat()}})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from meshlib.errors import InvalidValue
+from meshlib.serving.certificates import TlsFiles
+from meshlib.serving.unix import MODE
 
 Durability = Literal["relaxed", "strict"]
 LogFormat = Literal["text", "json"]
@@ -64,6 +66,10 @@ class Limits:
     address_knock_burst: float = 5_000.0
     addresses: int = 100_000
     """Remote addresses whose use is remembered. One more, and the one that came longest ago starts anew."""
+    tls_rate: float = 1000.0
+    """TLS handshakes for the whole relay, about half a millisecond each; more wait for their turn."""
+    tls_burst: float = 50.0
+    """Of these at once: for as long, agents that are connected already wait."""
     frame_rate: float = 150_000.0
     """Frames per agent, acks of what it got left out: others have sent that. Above it the relay reads more slowly from
     that agent; nothing is dropped."""
@@ -134,8 +140,17 @@ class RelayConfig:
     """What ``mesh-relay serve`` needs to know."""
 
     host: str = "127.0.0.1"
-    port: int = 8083
-    """0 lets the system choose; the listening line names it."""
+    port: int | None = 8083
+    """0 lets the system choose; the listening line names it. None: no TCP at all."""
+    unix: Path | None = None
+    """Listen on a Unix socket at this path, too; without a host or port named, there only. Without TLS."""
+    unix_mode: int = MODE
+    """Who may connect to it."""
+    tls_cert: Path | None = None
+    """The certificate to show, and those between it and the root. None: no TLS."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """Require certificates of whoever connects, signed by one of these."""
     store: str = MEMORY_STORE
     """Path of the SQLite database, or ``:memory:``: then nothing survives a restart."""
     allow_legacy: bool = False
@@ -172,10 +187,23 @@ class RelayConfig:
                 if (text := environment.get(ENV_PREFIX + limit.name.upper())) is not None
             }
         )
+        if "unix" in settings and not settings.keys() & {"host", "port"}:
+            settings["port"] = None
         for name, read in _READERS.items():
-            if name in settings:
+            if settings.get(name) is not None:
                 settings[name] = read(name, settings[name])
+        if ("tls_cert" in settings) != ("tls_key" in settings):
+            raise InvalidValue("tls_cert and tls_key belong together")
+        if "tls_client_ca" in settings and "tls_cert" not in settings:
+            raise InvalidValue("tls_client_ca needs tls_cert and tls_key")
         return cls(**settings)  # type: ignore[arg-type]  # every value has passed its reader
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What TLS is to be spoken with, if it is."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
 
 def default_store(environment: Mapping[str, str]) -> str:
@@ -219,6 +247,22 @@ def _port(name: str, value: object) -> int:
     return int(str(value))
 
 
+def _path(name: str, value: object) -> Path:
+    if not str(value):
+        raise InvalidValue(f"{name} is a path, and not empty")
+    return Path(str(value))
+
+
+def _mode(name: str, value: object) -> int:
+    try:
+        mode = int(str(value), 8)
+    except ValueError:
+        mode = -1
+    if not 0 < mode <= 0o777:
+        raise InvalidValue(f"{name} is an octal number such as 660, not {value!r}")
+    return mode
+
+
 def _flag(name: str, value: object) -> bool:
     text = str(value).lower()
     if text not in _FLAGS:
@@ -248,6 +292,11 @@ _FLAGS = {
 }
 _READERS: dict[str, Callable[[str, object], object]] = {
     "port": _port,
+    "unix": _path,
+    "unix_mode": _mode,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tls_client_ca": _path,
     "allow_legacy": _flag,
     "exempt_loopback": _flag,
     "ttl": _number,

@@ -163,6 +163,9 @@ class Connection:
     def _read_head(self, data: bytes) -> list[Event]:
         searched = max(0, len(self._rest) - 3)
         self._rest += data
+        if self._rest[:1] == b"\x16":  # TLS, spoken to the wrong port: its client waits for our answer, not we for more
+            self._answer(http.HTTPStatus.BAD_REQUEST)
+            return [Ended()]
         end = self._rest.find(b"\r\n\r\n", searched) + 4
         if end < 4 and len(self._rest) <= LARGEST_HEAD:
             return []

@@ -329,6 +329,7 @@ class RelayCore:
         "_doorkeeper",
         "_effects",
         "_frames",
+        "_handshakes",
         "_loading",
         "_loads",
         "_mailboxes",
@@ -401,6 +402,7 @@ class RelayCore:
         self._sweep_due = False
         self.acked = _Acked(limits.acked_each, limits.acked_memory)
         self._addresses: dict[str, _Address] = {}
+        self._handshakes = _Bucket(limits.tls_rate, limits.tls_burst, now)
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -483,6 +485,17 @@ class RelayCore:
         link = Link(address, None if address == LOOPBACK else self._address(address, now), nonce, now)
         self._unproven[link] = None
         return link
+
+    def begins_tls(self, now: Instant) -> float:
+        """A socket wants its TLS handshake; returns for how many seconds it has to wait for it."""
+        return self._handshakes.take(1, now)
+
+    def tls_failed(self, link: Link, now: Instant) -> None:
+        """The TLS of this socket has failed. It cost about as much as a bad proof, and its address pays as much."""
+        self.counters.tls_failed += 1
+        if link.binding is None:
+            self._blame(link, now)
+        self.lost(link)
 
     def lost(self, link: Link, code: int = ABNORMAL) -> None:
         """The socket has ended, for whatever reason. Idempotent: the first ``code`` counts."""

@@ -79,6 +79,7 @@ class Counters:
     throttled: int = 0
     turned_away: int = 0
     deaf: int = 0
+    tls_failed: int = 0
     overcrowded: int = 0
     accepts_delayed: int = 0
     rule_breaks: dict[int, int] = field(default_factory=dict)

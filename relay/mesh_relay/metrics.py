@@ -108,6 +108,7 @@ _HELP = {
     "deaf": "Times a socket was not read from because it reads nothing",
     "accepts_delayed": "Times new sockets had to wait for the rate of admission",
     "overcrowded": "Sockets refused because there are too many",
+    "tls_failed": "TLS connections that failed, most of them in their handshake",
 }
 
 

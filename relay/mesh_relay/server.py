@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from mesh_relay.inbox.protocol import Inbox
 from mesh_relay.inbox.sqlite import SqliteInbox
 from mesh_relay.readiness import READ, WRITE, Readiness, best_readiness
 from mesh_relay.records import Done, Work
+from mesh_relay.tls import Tls, TlsFailed
 from meshlib.clock import Instant
 from meshlib.crypto.keys import Entropy
 from meshlib.errors import StoreError
@@ -39,6 +41,8 @@ from meshlib.wire.encoding import b64url
 log = logging.getLogger("mesh_relay")
 
 _Result = TypeVar("_Result")
+
+_UNIX = getattr(socket, "AF_UNIX", None)
 
 PATH = "/ws"
 _PAGES = ("/health", "/health/live", "/health/ready", "/metrics")
@@ -68,7 +72,7 @@ def open_inbox(config: RelayConfig) -> Inbox:
 
 
 async def open_listeners(host: str, port: int) -> list[socket.socket]:
-    """Listen on every address of ``host``; with port 0 all get the same port."""
+    """Listen on every TCP address of ``host``; with port 0 all get the same port."""
     listeners: list[socket.socket] = []
     try:
         for family, _, _, _, address in await trio.socket.getaddrinfo(
@@ -92,10 +96,11 @@ async def open_listeners(host: str, port: int) -> list[socket.socket]:
 class _Socket:
     """A socket and what is known of it here."""
 
-    __slots__ = ("connection", "deadline", "full", "interest", "link", "paused", "raw", "shut", "unsent")
+    __slots__ = ("connection", "deadline", "full", "interest", "link", "paused", "raw", "shut", "tls", "unsent")
 
-    def __init__(self, raw: socket.socket, connection: Connection, link: Link) -> None:
+    def __init__(self, raw: socket.socket, connection: Connection, link: Link, tls: Tls | None) -> None:
         self.raw = raw
+        self.tls = tls  # between raw and connection; None: what travels is what the connection reads and writes
         self.connection = connection
         self.link = link
         self.unsent: memoryview | bytes = b""
@@ -112,6 +117,7 @@ class RelayServer:
     Args:
         listeners: listening, non-blocking sockets; closed at the end.
         inbox: not opened yet; closed at the end.
+        tls: what TCP listeners speak TLS with; Unix sockets never do.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class RelayServer:
         listeners: Sequence[socket.socket],
         inbox: Inbox,
         *,
+        tls: ssl.SSLContext | None = None,
         clock: Callable[[], Instant] = system_clock,
         entropy: Entropy = os.urandom,
         readiness: Callable[[trio.Nursery], Readiness] = best_readiness,
@@ -128,6 +135,7 @@ class RelayServer:
         self._limits = config.limits
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._inbox = inbox
+        self._tls = tls
         self._clock = clock
         self._entropy = entropy
         self._make_readiness = readiness
@@ -317,20 +325,31 @@ class RelayServer:
                     return
                 continue  # the peer has gone already
             self._accept_tokens -= 1
+            local = listener.family == _UNIX
+            tls = None if local or self._tls is None else Tls(self._tls)
             raw.setblocking(False)
-            origin = _origin(address[0], self._config.exempt_loopback)
+            origin = LOOPBACK if local else _origin(address[0], self._config.exempt_loopback)
             crowded = len(self._sockets) >= limits.connections
             if crowded or not self._core.welcome(origin, now):
                 self._core.counters.overcrowded += crowded
-                _turn_away(raw, http.HTTPStatus.SERVICE_UNAVAILABLE if crowded else http.HTTPStatus.TOO_MANY_REQUESTS)
+                if tls is None:
+                    _say_no(raw, http.HTTPStatus.SERVICE_UNAVAILABLE if crowded else http.HTTPStatus.TOO_MANY_REQUESTS)
+                raw.close()
                 continue
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not local:
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = self._core.open(origin, b64url(self._entropy(NONCE_SIZE)), now)
-            connected = _Socket(raw, Connection(limits.first_frame_size), link)
+            connected = _Socket(raw, Connection(limits.first_frame_size), link, tls)
             self._sockets[link] = self._by_fd[raw.fileno()] = connected
             self._readiness.watch(raw.fileno(), READ)
 
     def _read(self, connected: _Socket, now: Instant) -> None:
+        tls = connected.tls
+        if tls is not None and not tls.admitted:
+            tls.admitted = True
+            if wait := self._core.begins_tls(now):
+                self._pause(connected, wait)
+                return
         try:
             data = connected.raw.recv(_RECEIVE)
         except (BlockingIOError, InterruptedError):
@@ -341,6 +360,8 @@ class RelayServer:
             self._drop(connected)
             return
         self._seen.bytes_in += len(data)
+        if tls is not None and not (data := self._unseal(connected, tls, data, now)):
+            return
         connection, link = connected.connection, connected.link
         frames = 0
         events = connection.receive(data)
@@ -363,10 +384,31 @@ class RelayServer:
             irregular = connection.take_irregular()
             self._seen.control += irregular
             frames += _IRREGULAR * irregular
-        if pause := self._core.heard(link, frames, now):
-            connected.paused = True
-            self._watch(connected)
-            self._nursery.start_soon(self._resume, connected, pause)
+        if tls is not None and tls.ended:
+            self._drop(connected)
+        elif pause := self._core.heard(link, frames, now):
+            self._pause(connected, pause)
+
+    def _unseal(self, connected: _Socket, tls: Tls, data: bytes, now: Instant) -> bytes:
+        """The plaintext in what has been received; empty when TLS kept all of it, or has failed."""
+        self._dirty[connected] = None  # the handshake's next step, or an alert, may be waiting
+        try:
+            plaintext = tls.receive(data)
+        except TlsFailed as error:
+            log.debug("tls_failed", extra={"fields": {"reason": str(error)}})
+            self._core.tls_failed(connected.link, now)
+            connected.connection.receive_eof()
+            self._expect_end(connected, now)
+            return b""
+        if tls.ended and not plaintext:
+            self._drop(connected)
+        return plaintext
+
+    def _pause(self, connected: _Socket, seconds: float) -> None:
+        """Read nothing from this socket for a while."""
+        connected.paused = True
+        self._watch(connected)
+        self._nursery.start_soon(self._resume, connected, seconds)
 
     def _handle(self, connected: _Socket, event: Event, now: Instant) -> None:
         if isinstance(event, Asked):
@@ -477,9 +519,16 @@ class RelayServer:
             data = connected.unsent
             if not data:
                 writes = connection.writes()
-                if not writes:
+                if connected.tls is not None:
+                    try:
+                        data = connected.tls.seal(writes, last=connection.phase is Phase.ENDED)
+                    except TlsFailed:
+                        self._drop(connected)
+                        return
+                else:
+                    data = b"".join(writes)
+                if not data:
                     break
-                data = b"".join(writes)
             try:
                 sent = connected.raw.send(data)
             except (BlockingIOError, InterruptedError):
@@ -537,12 +586,11 @@ def _trace(event: str, fields: Mapping[str, object]) -> None:
     log.debug(LogEvent(event, **fields))
 
 
-def _turn_away(raw: socket.socket, status: http.HTTPStatus) -> None:
-    """Say why and close. Nothing is read or waited for: a flood must cost no more than accepting it."""
+def _say_no(raw: socket.socket, status: http.HTTPStatus) -> None:
+    """Say why a socket is closed. Nothing is read or waited for: a flood must cost no more than accepting it."""
     answer = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
     with contextlib.suppress(OSError):
         raw.send(f"{answer}Retry-After: 10\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
-    raw.close()
 
 
 def _origin(address: str, exempt_loopback: bool) -> str:

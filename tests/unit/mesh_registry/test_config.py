@@ -4,6 +4,7 @@ import pytest
 from mesh_registry.config import Config, default_store, parse
 
 from meshlib.buckets import Rate
+from meshlib.serving.certificates import TlsFiles
 
 
 def config(*arguments: str, **environment: str) -> Config:
@@ -98,3 +99,21 @@ def test_a_limit_that_is_none_ends_the_program(name: str, text: str, capsys: pyt
         config(**{f"MESH_REGISTRY_{name}": text})
     assert ended.value.code == 2
     assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "port"), [((), 8082), (("--unix", "/s"), None), (("--unix", "/s", "--port", "1"), 1)]
+)
+def test_a_path_is_instead_of_tcp_unless_that_is_named(given: tuple[str, ...], port: int | None) -> None:
+    assert config(*given).port == port
+
+
+def test_tls_needs_certificate_and_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config().tls is None
+    files = config("--tls-cert", "c.pem", MESH_REGISTRY_TLS_KEY="k.pem", MESH_REGISTRY_TLS_CLIENT_CA="ca.pem").tls
+    assert files == TlsFiles(Path("c.pem"), Path("k.pem"), Path("ca.pem"))
+    for alone in ("--tls-cert", "--tls-key", "--tls-client-ca"):
+        with pytest.raises(SystemExit) as refused:
+            config(alone, "x")
+        assert refused.value.code == 2
+        assert "--tls-cert" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """Settings: the environment as a mapping, the command line above it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from mesh_relay.config import Limits, RelayConfig, default_store
 
 from meshlib.errors import InvalidValue
+from meshlib.serving.certificates import TlsFiles
 
 
 def test_the_environment_is_read_and_the_command_line_wins() -> None:
@@ -37,11 +39,30 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "port"),
+    [({}, 8083), ({"UNIX": "/s"}, None), ({"UNIX": "/s", "PORT": "1"}, 1), ({"UNIX": "/s", "HOST": "::"}, 8083)],
+)
+def test_a_path_is_instead_of_tcp_unless_that_is_named(given: dict[str, str], port: int | None) -> None:
+    assert RelayConfig.from_mapping({f"MESH_RELAY_{name}": value for name, value in given.items()}).port == port
+
+
+def test_tls_needs_certificate_and_key() -> None:
+    files = {"tls_cert": "c.pem", "tls_key": "k.pem", "tls_client_ca": "ca.pem"}
+    assert RelayConfig.from_mapping({}).tls is None
+    assert RelayConfig.from_mapping({}, **files).tls == TlsFiles(Path("c.pem"), Path("k.pem"), Path("ca.pem"))
+    for alone in files:
+        with pytest.raises(InvalidValue, match="tls_cert"):
+            RelayConfig.from_mapping({}, **{alone: files[alone]})
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PORT", "http"),
         ("PORT", "65536"),
         ("PORT", "-1"),
+        ("UNIX_MODE", "999"),
+        ("UNIX_MODE", "rw"),
         ("TTL", "0"),
         ("DRAIN_SECONDS", "-1"),
         ("DRAIN_SECONDS", "nan"),

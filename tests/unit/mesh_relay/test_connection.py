@@ -101,6 +101,7 @@ def test_before_trust_messages_come_one_by_one() -> None:
     [
         (b"junk\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"\x16\x03\x01", 400),
         (b"GET /ws HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", (400, 414)),
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", (400, 431)),

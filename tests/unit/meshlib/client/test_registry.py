@@ -237,8 +237,9 @@ async def test_tls_and_proxy_settings_reach_the_transport(monkeypatch: pytest.Mo
         await RegistryClient("https://registry.test", options=options).aclose()
     assert seen[0]["verify"] is context
     assert all(isinstance(settings["verify"], ssl.SSLContext) for settings in seen)
-    assert [settings["proxy"] for settings in seen] == ["http://proxy.test:3128", None, None]
-    assert [settings["trust_env"] for settings in seen] == [False, False, True]
+    proxies = [settings["proxy"] and str(settings["proxy"].url) for settings in seen]
+    assert proxies == ["http://proxy.test:3128", None, "http://from-the-environment.test:3128"]
+    assert not any(settings["trust_env"] for settings in seen)
 
 
 def test_an_impossible_proxy_is_said_at_once() -> None:

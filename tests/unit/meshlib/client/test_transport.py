@@ -328,6 +328,11 @@ async def test_closing_twice_is_as_good_as_once():
         ({"HTTPS_PROXY": "http://p:2"}, "wss://relay.example", "http://p:2"),
         ({"HTTPS_PROXY": "http://p:2"}, "ws://relay.example", None),
         ({"ALL_PROXY": "socks5://p:3"}, "wss://relay.example", "socks5://p:3"),
+        ({"ALL_PROXY": "socks5h://p"}, "ws://relay.example", "socks5h://p:1080"),
+        ({"ALL_PROXY": "socks5://p:3", "HTTPS_PROXY": "p:2"}, "wss://relay.example", "http://p:2"),
+        ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "relay.example:81"}, "ws://relay.example:81", None),
+        ({"HTTP_PROXY": "http://p:1", "NO_PROXY": ".example"}, "ws://relay.example:81", None),
+        ({"HTTP_PROXY": "http://p:1"}, "ws+unix:///run/relay.sock", None),
         ({"ALL_PROXY": "socks5://p:3", "NO_PROXY": "relay.example"}, "wss://relay.example", None),
     ],
 )
@@ -337,9 +342,10 @@ def test_the_environment_names_the_proxy(monkeypatch, environment, url, expected
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert proxy_for(url, None) == expected
+    assert str(proxy_for(url, None)) == str(expected)
     assert proxy_for(url, "") is None
-    assert proxy_for(url, "http://own:4") == "http://own:4"
+    if "unix" not in url:
+        assert str(proxy_for(url, "http://own:4")) == "http://own:4"
 
 
 async def test_a_url_without_host_is_a_usage_error():
