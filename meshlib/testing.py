@@ -197,9 +197,11 @@ class MemoryMesh:
         self.clients[client.did] = client
         self.inboxes.setdefault(client.did, deque())
         self.delivered[client.did] = {}
-        upload = client.core.replenish(0, self.clock.now)
+        # As at a registry: what an earlier process of the same store published is still there.
+        left = self.directory[client.did].one_time if state is not None and client.did in self.directory else deque()
+        upload = client.core.replenish(len(left), self.clock.now)
         client.store.save(client.core.changes())
-        self.directory[client.did] = _Directory(upload, identity, deque(upload.one_time))
+        self.directory[client.did] = _Directory(upload, identity, deque((*left, *upload.one_time)))
         if connect:
             client.connect()
         return client

@@ -127,3 +127,12 @@ class Conversation(RuleBasedStateMachine):
 
 Conversation.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestConversation = Conversation.TestCase
+
+
+def test_a_message_survives_any_number_of_restarts():
+    conversation = Conversation()
+    conversation.start()
+    conversation.send("bob", "alice")
+    for _ in range(25):
+        conversation.restart("alice")
+    conversation.teardown()

@@ -478,6 +478,7 @@ class TestKnocks:
     def test_prekey_ids_never_start_again(self, mesh):  # 4
         bob = mesh.agent("bob")
         used = {*bob.core.keyring.one_time, *(one.prekey.key_id for one in bob.core.keyring.signed)}
+        mesh.directory[bob.did].one_time.clear()
         restarted = mesh.restart(bob)
         fresh = set(restarted.core.keyring.one_time) - set(bob.core.keyring.one_time)
         assert fresh
