@@ -471,6 +471,8 @@ class ClientCore:
             raise InvalidValue(
                 f"the payload has {len(body)} bytes as JSON, the limit is {self.limits.payload}: send it in parts"
             )
+        if self._is_plaintext(self.peer(peer)):
+            encode_plaintext_payload(payload)  # its escapes may take more room than it has
         known = self.outbox.get(message) if message is not None else None
         if known is not None:
             if (known.peer, known.payload) != (peer, body):

@@ -1024,6 +1024,13 @@ class TestHandOver:
         assert bob.core.messages(1) == []
         assert alice.core.delivery(MessageId(task)).state is not DeliveryState.DELIVERED
 
+    def test_what_is_too_long_in_plaintext_is_refused_at_once(self):
+        mesh = MemoryMesh()
+        alice = mesh.agent("alice", plaintext_peers=frozenset({"did:agentmesh:old"}))
+        with pytest.raises(InvalidValue, match="at most"):
+            alice.core.send(Did("did:agentmesh:old"), "\u6f22" * 170_000, mesh.clock.now)
+        assert alice.core.outbox_size == 0
+
     def test_answers_leave_half_of_the_outbox_to_the_application(self):
         mesh = MemoryMesh()
         alice, bob = mesh.agent("alice", limits=Limits(outbox=4), connect=False), mesh.agent("bob")
