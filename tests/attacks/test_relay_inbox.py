@@ -45,14 +45,15 @@ def leave(besieged: Siege, frames: list[bytes], sender: Agent | None = None) -> 
 
 
 LARGE = "x" * 20_000
+PAIR_FULL = 'refused_frames_total{reason="pair_full"}'
 
 
 def test_one_sender_leaves_only_so_many_frames_and_bytes_for_one_recipient(besieged: Siege) -> None:
-    before = besieged.relay.counted("refused_total")
+    before = besieged.relay.counted(PAIR_FULL)
     few, large = Agent().did, Agent().did
     assert leave(besieged, [message(few, str(n)) for n in range(150)]) == {"stored": 100, "refused": 50}
     assert leave(besieged, [message(large, str(n), LARGE) for n in range(20)])["refused"] == 11
-    assert besieged.relay.counted("refused_total") == before + 61
+    assert besieged.relay.counted(PAIR_FULL) == before + 61
 
 
 def test_all_senders_together_leave_only_so_much_for_one_recipient(besieged: Siege) -> None:
@@ -82,5 +83,5 @@ def test_a_full_relay_refuses_and_still_carries_what_is_read_at_once(besieged: S
             states += leave(besieged, [message(somebody, str(n)) for n in range(100)])
         assert relay.counted("inbox_frames") <= LIMITS["total_frames"] + 1
         assert relay.counted("inbox_bytes") <= LIMITS["total_bytes"]
-    assert relay.counted("refused_total") >= states["refused"] > 0
+    assert relay.counted("refused_frames_total") >= states["refused"] > 0
     assert leave(besieged, [message(Agent().did, "1")]) == {"refused": 1}
