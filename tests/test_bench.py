@@ -138,6 +138,18 @@ def test_pings_among_messages_are_answered_and_nothing_is_missed() -> None:
     assert client_frame(b"hi", 10) in recipient.written
 
 
+def test_page_is_what_the_figures_say() -> None:
+    said = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    notes = (ROOT / "bench" / "notes.md").read_text()
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(said, notes), "make bench writes both"
+    assert said["about"]["quick"] == "false"
+
+
+def test_pictures_of_the_page_are_there() -> None:
+    for name in report.PICTURES:
+        assert (ROOT / "docs" / "pictures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
 @pytest.mark.slow
 @pytest.mark.runtimes
 def test_quick_run_measures_everything_and_makes_a_page(tmp_path: Path) -> None:
