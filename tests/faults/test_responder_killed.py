@@ -20,7 +20,9 @@ from tests.commands import MESH, PATIENCE, Running, Servers, running
 
 pytestmark = pytest.mark.slow
 
+ROUNDS = 6
 TASKS = 18
+"""Of each round: what one peer may give at once. Over all rounds and both rules 216, with 84 kills."""
 KILLS = 6
 WORK = """
 import re, sys, time
@@ -40,12 +42,13 @@ def responder(servers: Servers, home: Path, name: str, after_crash: str) -> Iter
         yield one
 
 
+@pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("after_crash", ["fail", "rerun"])
 def test_every_task_is_answered_once_whenever_the_responder_is_killed(
-    servers: Servers, tmp_path: Path, after_crash: str
+    servers: Servers, tmp_path: Path, after_crash: str, number: int
 ) -> None:
     name = f"worker-{uuid.uuid4().hex[:8]}"
-    chosen = random.Random(after_crash)
+    chosen = random.Random(f"{after_crash} {number}")
     outcomes: dict[int, str] = {}
     late: Counter[str] = Counter()
 
