@@ -44,7 +44,7 @@ from meshlib.config import Limits, Prekeys, Timeouts
 from meshlib.crypto.keys import Entropy
 from meshlib.crypto.prekeys import PrekeyBundle
 from meshlib.crypto.primitives import refuse_low_order, refuse_second_spelling
-from meshlib.crypto.ratchet import Header
+from meshlib.crypto.ratchet import MAX_SKIP, Header
 from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import (
     InvalidValue,
@@ -204,7 +204,7 @@ class ClientCore:
         self._consent_at: float | None = None
         self._terminal = False
         self._closed_lanes: set[int] = set()
-        self._passed_over: set[Did] = set()
+        self._passed_over: Counter[Did] = Counter()
         self.frames_received: Counter[type[frames.Frame]] = Counter()
         self.bytes_received = 0
 
@@ -293,8 +293,8 @@ class ClientCore:
 
     @property
     def inbox_has_room(self) -> bool:
-        """Whether so much of the inbox is free that it pays to ask for what was passed over."""
-        return all(self.inbox.is_half_empty(lane) for lane in self._closed_lanes)
+        """Whether so much is free again in a lane from which messages were passed over that it pays to ask for them."""
+        return any(self.inbox.is_half_empty(lane) for lane in self._closed_lanes)
 
     @property
     def outbox_size(self) -> int:
@@ -678,6 +678,8 @@ class ClientCore:
         if sender is None:
             self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id, "no_sender"))
             return
+        if self._passed_over[sender] > MAX_SKIP:
+            return  # no session could skip that many; what is not even looked at costs nothing, and waits at the relay
         failure = self._read(sender, frame, now)
         if failure is None:
             return
@@ -711,8 +713,6 @@ class ClientCore:
             # So many wait that the session could not skip what is missing any more.
             self._read_at_last(self.overtaking.release(sender), now)
             return self._read(sender, frame, now)
-        if isinstance(failure, TooManySkipped) and sender in self._passed_over:
-            return None  # because of what was passed over: the relay offers it again behind that
         return None if duplicate else failure
 
     def _open(
@@ -810,7 +810,7 @@ class ClientCore:
 
     def _pass_over(self, sender: Did, lane: int) -> None:
         self._closed_lanes.add(lane)
-        self._passed_over.add(sender)  # what else it sent does not wait for this
+        self._passed_over[sender] += 1  # what else it sent does not wait for this
 
     def _lane(self, sender: Did, plaintext: bytes) -> int | None:
         """The lane an authentic message is for; ``None`` if it is no JSON and waits for nobody."""

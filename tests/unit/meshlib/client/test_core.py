@@ -1012,6 +1012,43 @@ class TestHandOver:
         assert bob.payloads == [0, 1, 2, 3, 4]
         assert [message.payload for message in bob.core.messages(1)] == ["task"]
 
+    def test_a_lane_that_empties_is_opened_again_while_another_stays_full(self):
+        mesh = MemoryMesh(receipts=True)
+        alice = mesh.agent("alice", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=2))
+        bob.core.add_lane(lambda sender, payload: int(payload == "task"))
+        for payload in (0, 1, 2, "task", "task", "task"):
+            alice.send(bob, payload)
+        mesh.settle()
+        bob.core.tick(mesh.clock.advance(1.1))
+        bob.step()
+        tasks = bob.core.messages(1)
+        assert len(tasks) == 2
+        for message in tasks:
+            bob.core.confirm(message.sender, message.id)
+        assert bob.core.inbox_has_room  # nobody takes from the other lane, perhaps for ever
+
+    def test_who_floods_a_full_lane_costs_no_more_than_its_session_can_skip(self):
+        mesh = MemoryMesh(receipts=True)
+        alice, carol = mesh.agent("alice", ack_when_saved=True), mesh.agent("carol", ack_when_saved=True)
+        bob = mesh.agent("bob", ack_when_saved=True, limits=Limits(inbox=1))
+        bob.core.add_lane(lambda sender, payload: int(payload == "task"))
+        carol.send(bob, "fills the lane")
+        mesh.settle()
+        for number in range(MAX_SKIP + 50):
+            alice.send(bob, number)
+        asked = 0
+
+        def count(sender: Did, payload: object) -> int:
+            nonlocal asked
+            asked += 1
+            return int(payload == "task")
+
+        bob.core.add_lane(count)
+        asked = 0
+        mesh.settle()
+        assert asked == MAX_SKIP + 1
+
     def test_more_than_a_session_can_skip_is_passed_over_without_a_complaint(self):
         mesh = MemoryMesh(receipts=True)
         alice = mesh.agent("alice", ack_when_saved=True)
