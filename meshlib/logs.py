@@ -38,8 +38,7 @@ class LogEvent:
 class EventFormatter(logging.Formatter):
     """One line per event: time, level, event, then its fields; a traceback below it, or in JSON as a field.
 
-    Fields are those of an :class:`LogEvent`, or of ``extra={"fields": {...}}``. Records of foreign libraries bring the
-    name of their logger.
+    Fields are those of an :class:`LogEvent`. Records of foreign libraries bring the name of their logger.
     """
 
     def __init__(self, style: LogStyle) -> None:
@@ -70,8 +69,7 @@ def handler_for(stream: TextIO, style: LogStyle) -> logging.Handler:
 def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
     if isinstance(record.msg, LogEvent):
         return record.msg.name, record.msg.fields
-    fields = getattr(record, "fields", None)
-    return record.getMessage(), dict(fields) if isinstance(fields, Mapping) else {}
+    return record.getMessage(), {}
 
 
 def _spelled(fields: Mapping[str, object]) -> str:

@@ -203,7 +203,7 @@ TABLE = {
     ),
     "runtimes": Row(
         RUNTIMES,
-        (*IDENTITY, *WIRE, *CORE_VALUES, "meshlib.tools.hermes_folder"),
+        (*IDENTITY, *WIRE, *CORE_VALUES, *LOGS, "meshlib.tools.hermes_folder"),
         ("anyio", "httpx", "msgspec"),
         never=("asyncio", "sqlite3", "threading"),
     ),

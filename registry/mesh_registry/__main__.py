@@ -28,6 +28,7 @@ from mesh_registry.store.memory import MemoryStore
 from mesh_registry.store.protocol import RegistryStore, StoreFailed
 from mesh_registry.store.sqlite import SqliteStore
 from meshlib.clock import Instant
+from meshlib.logs import LogEvent
 from meshlib.serving.certificates import CertificateUnusable, ServerTls
 from meshlib.serving.unix import unix_listener
 
@@ -92,7 +93,7 @@ async def _serve(config: Config, version: str) -> int:
         server.tls = tls
         server.announce = lambda: _announce(config, listeners)
         await server.serve(sockets=listeners)
-    log.info("stopped")
+    log.info(LogEvent("stopped"))
     return 0
 
 
@@ -140,16 +141,16 @@ def _listen_everywhere(config: Config, stack: contextlib.ExitStack) -> list[sock
 
 
 def _announce(config: Config, listeners: Sequence[socket.socket]) -> None:
-    event: dict[str, object] = {"event": "listening"}
+    where: dict[str, object] = {}
     if config.port is not None:
         host, port = listeners[0].getsockname()[:2]
-        event |= {"host": host, "port": port, "tls": config.tls is not None}
+        where |= {"host": host, "port": port, "tls": config.tls is not None}
     if config.unix is not None:
-        event["unix"] = str(config.unix)
-    event["store"] = "memory" if config.store is None else str(config.store)
-    event["legacy"] = config.policy.allow_legacy
-    print(json.dumps(event), flush=True)
-    log.info("listening", extra={"fields": {name: value for name, value in event.items() if name != "event"}})
+        where["unix"] = str(config.unix)
+    where["store"] = "memory" if config.store is None else str(config.store)
+    where["legacy"] = config.policy.allow_legacy
+    print(json.dumps({"event": "listening", **where}), flush=True)
+    log.info(LogEvent("listening", **where))
 
 
 class _Server(uvicorn.Server):
@@ -215,14 +216,14 @@ class _Server(uvicorn.Server):
 
     def _reload(self) -> None:
         if self.tls is None:
-            log.info("nothing_to_reload")
+            log.info(LogEvent("nothing_to_reload"))
             return
         try:
             self.tls.reload()
         except CertificateUnusable as error:
-            log.error("certificate_kept", extra={"fields": {"error": str(error)}})
+            log.error(LogEvent("certificate_kept", error=error))
         else:
-            log.info("certificate_loaded", extra={"fields": {"expires": self.tls.expires.isoformat()}})
+            log.info(LogEvent("certificate_loaded", expires=self.tls.expires.isoformat()))
 
 
 if __name__ == "__main__":

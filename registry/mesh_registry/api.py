@@ -136,7 +136,7 @@ async def sweep(registry: Registry) -> None:
         while (count := await registry.store.sweep(registry.core.sweep(registry.now()))) > 0:
             forgotten += count
     except (StoreBusy, StoreFailed):
-        log.warning("sweep_failed")
+        log.warning(LogEvent("sweep_failed"))
     if forgotten:
         log.info(LogEvent("agents_forgotten", count=forgotten))
 

@@ -1,4 +1,4 @@
-"""Where the registry's events go: ``log.info("listening", extra={"fields": {...}})``, on stderr."""
+"""Where the registry's events go: to stderr, in the form of :mod:`meshlib.logs`."""
 
 import logging
 from typing import TextIO

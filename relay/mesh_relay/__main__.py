@@ -18,6 +18,7 @@ from mesh_relay import logs
 from mesh_relay.config import Durability, LogFormat, LogLevel, RelayConfig
 from mesh_relay.server import PATH, RelayServer, open_inbox, open_listeners
 from meshlib.errors import InvalidValue, StoreError
+from meshlib.logs import LogEvent
 from meshlib.serving.certificates import CertificateUnusable, ServerTls
 from meshlib.serving.unix import unix_listener
 
@@ -111,7 +112,7 @@ async def _heed(signals: AsyncIterator[int], server: RelayServer, tls: ServerTls
         if received == _RELOAD:
             _reload(tls)
         else:
-            log.info("draining", extra={"fields": {"signal": signal.Signals(received).name}})
+            log.info(LogEvent("draining", signal=signal.Signals(received).name))
             server.drain()
 
 
@@ -137,19 +138,19 @@ def _announce(config: RelayConfig, listeners: Sequence[socket.socket]) -> None:
     if config.unix is not None:
         where["unix"] = str(config.unix)
     print(json.dumps({"event": "listening", **where, "path": PATH, "store": config.store}), flush=True)
-    log.info("listening", extra={"fields": {**where, "store": config.store}})
+    log.info(LogEvent("listening", **where, store=config.store))
 
 
 def _reload(tls: ServerTls | None) -> None:
     if tls is None:
-        log.info("nothing_to_reload")
+        log.info(LogEvent("nothing_to_reload"))
         return
     try:
         tls.reload()
     except CertificateUnusable as error:
-        log.error("certificate_kept", extra={"fields": {"error": str(error)}})
+        log.error(LogEvent("certificate_kept", error=error))
     else:
-        log.info("certificate_loaded", extra={"fields": {"expires": tls.expires.isoformat()}})
+        log.info(LogEvent("certificate_loaded", expires=tls.expires.isoformat()))
 
 
 if __name__ == "__main__":

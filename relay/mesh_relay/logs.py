@@ -1,4 +1,4 @@
-"""Where the relay's events go: ``log.info("listening", extra={"fields": {...}})``, on stderr."""
+"""Where the relay's events go: to stderr, in the form of :mod:`meshlib.logs`."""
 
 import logging
 import sys

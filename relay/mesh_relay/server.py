@@ -236,7 +236,7 @@ class RelayServer:
             try:
                 done = await self._transact(work) if work.due else Done()
             except StoreError as error:
-                log.error("commit_failed", extra={"fields": {"error": str(error)}})
+                log.error(LogEvent("commit_failed", error=error))
                 self._seen.commit_failures += 1
                 self._seen.healthy = False
                 self._core.failed(work)
@@ -320,7 +320,7 @@ class RelayServer:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    log.error("accept_failed", extra={"fields": {"error": str(error)}})
+                    log.error(LogEvent("accept_failed", error=error))
                     self._pause_listeners(_RETRY)
                     return
                 continue  # the peer has gone already
@@ -395,7 +395,7 @@ class RelayServer:
         try:
             plaintext = tls.receive(data)
         except TlsFailed as error:
-            log.debug("tls_failed", extra={"fields": {"reason": str(error)}})
+            log.debug(LogEvent("tls_failed", reason=error))
             self._core.tls_failed(connected.link, now)
             connected.connection.receive_eof()
             self._expect_end(connected, now)

@@ -10,6 +10,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from meshlib.logs import LogEvent
+
 log = logging.getLogger("meshlib.responder")
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -30,7 +32,7 @@ def remove(root: Path) -> None:
             os.close(top)
         root.rmdir()
     except OSError as error:
-        log.warning("the folder of a task is left behind: %s: %s", root, error.strerror)
+        log.warning(LogEvent("folder_left_behind", folder=root, detail=error.strerror))
 
 
 def _clear(top: int) -> None:

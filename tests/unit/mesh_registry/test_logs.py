@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from mesh_registry import logs
 
+from meshlib.logs import LogEvent
+
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
@@ -22,7 +24,7 @@ def test_events_carry_fields_as_json() -> None:
     logs.configure("info", "json", stream)
     log = logging.getLogger("mesh_registry.test")
     log.debug("hidden")
-    log.info("listening", extra={"fields": {"port": 1, "text": "a\nb"}})
+    log.info(LogEvent("listening", port=1, text="a\nb"))
     (line,) = stream.getvalue().splitlines()
     event = json.loads(line)
     assert event.pop("time").endswith("Z")
@@ -32,7 +34,7 @@ def test_events_carry_fields_as_json() -> None:
 def test_events_carry_fields_as_text_on_one_line() -> None:
     stream = io.StringIO()
     logs.configure("debug", "text", stream)
-    logging.getLogger("mesh_registry.test").warning("odd", extra={"fields": {"text": "a\nb"}})
+    logging.getLogger("mesh_registry.test").warning(LogEvent("odd", text="a\nb"))
     (line,) = stream.getvalue().splitlines()
     assert line.endswith('warning odd text="a\\nb"')
 

@@ -38,13 +38,6 @@ def test_event_is_an_object_in_json(logging_to) -> None:
     assert line == {"level": "debug", "event": "sent", "id": "m-1", "bytes": 3}
 
 
-def test_fields_given_as_extra_are_the_same(logging_to) -> None:
-    log, stream = logging_to("mesh_relay.test_logs", "json")
-    log.info("sent", extra={"fields": {"id": "m-1"}})
-    line = json.loads(stream.getvalue())
-    assert (line["event"], line["id"]) == ("sent", "m-1")
-
-
 def test_text_is_one_line_whatever_a_field_holds(logging_to) -> None:
     log, stream = logging_to("meshlib.test_logs", "text")
     log.warning(LogEvent("odd", plain="did:mesh:ab", forged='x id="y"\n2026 info fine', number=1, none=None))

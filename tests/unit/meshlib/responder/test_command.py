@@ -159,7 +159,7 @@ os.rename(root, os.path.dirname(root) + '/elsewhere')
 print(42)
 """
     assert isinstance(await answer(code), Done)
-    assert "is left behind" in caplog.text
+    assert "folder_left_behind" in caplog.text
 
 
 async def test_files_in_the_outbox_belong_to_the_answer(tmp_path):
