@@ -18,10 +18,10 @@ from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from meshlib.cli.exits import Exit
-from meshlib.cli.identity import stored_identity
 from meshlib.cli.options import Settings, settings_from
 from meshlib.cli.output import Console, Style, visible
 from meshlib.cli.servers import health, http_form
+from meshlib.cli.stored import stored_identity
 from meshlib.client.mesh import MeshClient
 from meshlib.client.registry import SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
 from meshlib.client.transport import WebSocket, proxy_for

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from meshlib.cli.exits import Exit
 from meshlib.cli.options import Settings, settings_from
 from meshlib.cli.output import Console, Style
+from meshlib.cli.stored import stored_identity
 from meshlib.errors import StoreError
 from meshlib.identity import Identity
 from meshlib.store import open_store
-from meshlib.store.database import DATABASE_FILE
 from meshlib.store.protocol import Changes
 from meshlib.wire.encoding import b64url
 
@@ -39,23 +39,6 @@ def show(arguments: Namespace, environment: Mapping[str, str], console: Console)
         raise StoreError(f"there is no identity in {settings.store}: make one with: mesh identity create{hint}")
     _show(console, settings, identity)
     return Exit.OK
-
-
-def stored_identity(settings: Settings) -> Identity | None:
-    """The identity in the store; ``None`` when there is none. Makes nothing.
-
-    Raises:
-        IdentityInUse: an agent runs on the store.
-        StoreError: the store cannot be read.
-    """
-    if not (settings.store / DATABASE_FILE).exists():
-        return None
-    store = open_store(settings.store, settings.passphrase)
-    try:
-        key = store.load().signing_key
-    finally:
-        store.close()
-    return Identity(key) if key else None
 
 
 def _show(console: Console, settings: Settings, identity: Identity, **more: bool) -> None:
