@@ -6,7 +6,8 @@ is spent; a responder's session is a guess until :meth:`Session.decrypt` has suc
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from meshlib.crypto import ratchet, x3dh
 from meshlib.crypto.keys import Ed25519Public, Entropy, X25519Public
@@ -24,7 +25,7 @@ class Role(StrEnum):
     RESPONDER = "responder"
 
 
-class Terms(NamedTuple):
+class Terms(Struct, frozen=True):
     """What was settled when the session began; all of it is public."""
 
     id: bytes
@@ -44,7 +45,7 @@ class Terms(NamedTuple):
         return names + bytes(self.initiator_key) + bytes(self.responder_key)
 
 
-class Session(NamedTuple):
+class Session(Struct, frozen=True):
     """One end of a conversation. Encrypting and decrypting return the next value; a value never changes."""
 
     terms: Terms

@@ -106,10 +106,10 @@ DOORS = ("meshlib.client.blocking", "meshlib.cli", "meshlib.__main__", "meshlib.
 TABLE = {
     "identity": Row(
         IDENTITY,
-        foreign=("cryptography", "nacl"),
+        foreign=("cryptography", "nacl", "msgspec"),
         never=(*IO, *CLOCK_AND_CHANCE, "logging", "json"),
     ),
-    "session": Row(SESSION, IDENTITY, ("msgpack",), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
+    "session": Row(SESSION, IDENTITY, ("msgpack", "msgspec"), never=(*IO, *CLOCK_AND_CHANCE, "logging", "json")),
     "wire": Row(WIRE, IDENTITY, ("msgspec",), never=(*IO, "random", "secrets", "os", "logging")),
     "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
     "numbers": Row(NUMBERS, never=(*IO, "random", "secrets", "logging")),

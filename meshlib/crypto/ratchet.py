@@ -23,7 +23,8 @@ Source: Signal Double Ratchet rev. 1, sections 2 and 3; vectors/ratchet/ratchet_
 import struct
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from meshlib.crypto.keys import Entropy, SecretBytes, X25519Private, X25519Public
 from meshlib.crypto.primitives import (
@@ -62,7 +63,7 @@ _KEY_SIZE = 32
 _pack_numbers = struct.Struct(">II").pack
 
 
-class Header(NamedTuple):
+class Header(Struct, frozen=True):
     """What travels beside a ciphertext: ``dh`` (ratchet key, 32 bytes), ``pn`` (length of the sender's previous
     chain) and ``n`` (number in this one). Authenticated as part of the associated data."""
 
@@ -76,10 +77,9 @@ class Header(NamedTuple):
         Raises:
             MalformedFrame: the header is of another shape.
         """
-        dh, pn, n = self
-        if type(dh) is bytes and len(dh) == _KEY_SIZE:
+        if type(self.dh) is bytes and len(self.dh) == _KEY_SIZE:
             try:
-                return dh + _pack_numbers(pn, n)
+                return self.dh + _pack_numbers(self.pn, self.n)
             except struct.error:
                 pass
         raise MalformedFrame("a ratchet header is a key of 32 bytes and two integers of 32 bits")
@@ -89,14 +89,14 @@ SkippedKeys = Mapping[tuple[bytes, int], SecretBytes]
 """Message keys of messages not seen yet, by (ratchet key, number), in the order in which they were skipped."""
 
 
-class Chain(NamedTuple):
+class Chain(Struct, frozen=True):
     """A symmetric chain: ``key`` makes the key of message ``n`` and the chain after it."""
 
     key: SecretBytes
     n: int
 
 
-class Turn(NamedTuple):
+class Turn(Struct, frozen=True):
     """What the last DH turn settled; nothing in it changes until the next one."""
 
     own: X25519Private
@@ -107,7 +107,7 @@ class Turn(NamedTuple):
     """Length of the sending chain before this one, the ``pn`` of what is sent."""
 
 
-class Backlog(NamedTuple):
+class Backlog(Struct, frozen=True):
     """What is remembered of messages out of order."""
 
     skipped: SkippedKeys
@@ -115,21 +115,21 @@ class Backlog(NamedTuple):
     """Ratchet keys of ended receiving chains, newest first."""
 
 
-class Waiting(NamedTuple):
+class Waiting(Struct, frozen=True):
     """A responder that has heard nothing. It has no sending chain."""
 
     own: X25519Private
     root: SecretBytes
 
 
-class Opened(NamedTuple):
+class Opened(Struct, frozen=True):
     """An initiator that has heard nothing. ``turn.remote`` is the responder's signed prekey."""
 
     turn: Turn
     sending: Chain
 
 
-class Established(NamedTuple):
+class Established(Struct, frozen=True):
     """Both directions are open."""
 
     turn: Turn
@@ -259,16 +259,16 @@ def decrypt(
     if len(ciphertext) < OVERHEAD:
         raise MalformedFrame(f"a ciphertext has at least {OVERHEAD} bytes, not {len(ciphertext)}")
     if isinstance(state, Established):
-        turn, sending, receiving, backlog = state
+        turn, receiving, backlog = state.turn, state.receiving, state.backlog
         if header.n == receiving.n and header.dh == turn.remote:
             key, following = kdf_chain(receiving.key)
             plaintext = unseal(key, ciphertext[:NONCE_SIZE], ciphertext[NONCE_SIZE:], authenticated)
-            return Established(turn, sending, Chain(following, receiving.n + 1), backlog), plaintext
+            return Established(turn, state.sending, Chain(following, receiving.n + 1), backlog), plaintext
         kept = backlog.skipped.get((header.dh, header.n))
         if kept is not None:
             plaintext = _open(bytes(kept), ciphertext, authenticated)
             skipped = {place: key for place, key in backlog.skipped.items() if key is not kept}
-            return Established(turn, sending, receiving, Backlog(skipped, backlog.retired)), plaintext
+            return Established(turn, state.sending, receiving, Backlog(skipped, backlog.retired)), plaintext
         if header.dh == turn.remote:
             return _skip(state, header, ciphertext, authenticated, max_skip, max_kept)
     return _turn(state, header, ciphertext, authenticated, entropy, max_skip, max_kept)

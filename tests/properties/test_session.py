@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from meshlib import snapshot
 from meshlib.crypto.keys import X25519Private
@@ -172,11 +173,11 @@ class Conversation(RuleBasedStateMachine):
             case "cut":
                 ciphertext = ciphertext[: bit % len(ciphertext)]
             case "dh":
-                header = header._replace(dh=flip(header.dh, bit))
+                header = replace(header, dh=flip(header.dh, bit))
             case "n":
-                header = header._replace(n=header.n ^ 1 << bit % 32)
+                header = replace(header, n=header.n ^ 1 << bit % 32)
             case "pn":
-                header = header._replace(pn=header.pn ^ 1 << bit % 32)
+                header = replace(header, pn=header.pn ^ 1 << bit % 32)
             case "swap":
                 ciphertext = end.incoming[bit % len(end.incoming)].ciphertext
         if (header, ciphertext) != (letter.header, letter.ciphertext):

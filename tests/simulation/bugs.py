@@ -92,7 +92,7 @@ class _MutatesBeforeVerifying(ClientCore):
             state = strand.session.state
             chain = getattr(state, "receiving", None)
             if chain is not None:  # what the forged number skipped is gone
-                spoilt = state._replace(receiving=chain._replace(n=chain.n + 1))  # type: ignore[union-attr]
+                spoilt = replace(state, receiving=replace(chain, n=chain.n + 1))
                 session = Session(strand.session.terms, strand.session.associated_data, spoilt)
                 self._keep_peer(replace(known, strands=(replace(strand, session=session), *known.strands[1:])))
         return failure

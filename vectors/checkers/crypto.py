@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from meshlib.crypto import ratchet, x3dh
 from meshlib.crypto.keys import Ed25519Private, Ed25519Public, Entropy, SecretBytes, X25519Private, X25519Public
 from meshlib.crypto.prekeys import OneTimePrekey, PrekeyBundle, SignedPrekey, make_bundle
@@ -685,11 +687,11 @@ class _Conversation:
         """A step's own associated data overrides the test's."""
         if "associatedData" not in step:
             return session
-        return session._replace(associated_data=_hex(step["associatedData"]))
+        return replace(session, associated_data=_hex(step["associatedData"]))
 
     def _with_own_data(self, party: _Party, session: Session) -> Session:
         assert party.session is not None
-        return session._replace(associated_data=party.session.associated_data)
+        return replace(session, associated_data=party.session.associated_data)
 
 
 def _expect_header(header: Header, recorded: Test) -> None:
@@ -769,7 +771,7 @@ def _channel_conversation(_group: Group, test: Test, profile: str) -> None:
         if prefix == proper:
             expect_equal(f"{name}AssociatedData of ours", session.associated_data, prefix + keys)
         expect_equal(f"{name}StateAfter", *_as_recorded(session.state, {"stateAfter": test[f"{name}StateAfter"]}))
-        parties[name] = _Party(session._replace(associated_data=prefix + keys), session.state)
+        parties[name] = _Party(replace(session, associated_data=prefix + keys), session.state)
     _Conversation(test, parties, channel=True).run()
 
 
@@ -807,7 +809,7 @@ def _answer(
 
 
 def _renamed(session: Session, names: tuple[Did, Did]) -> Session:
-    terms = session.terms._replace(initiator=names[0], responder=names[1])
+    terms = replace(session.terms, initiator=names[0], responder=names[1])
     return Session(terms, terms.associated_data(), session.state)
 
 

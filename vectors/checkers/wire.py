@@ -209,7 +209,8 @@ def _encrypted_message(_group: Group, test: Test, _profile: str) -> None:
     state, header, ciphertext = ratchet.encrypt(state, plaintext, associated_data, entropy)
     entropy.finish()
     expect_equal("stateAfter", record_of(state), test["stateAfter"])
-    message = Message(test["from"], test["to"], message_id, test["now"], MessageHeader(*header), ciphertext)
+    placed = MessageHeader(header.dh, header.pn, header.n)
+    message = Message(test["from"], test["to"], message_id, test["now"], placed, ciphertext)
     _same_bytes(message, test["frame"])
     _received(test, message, associated_data, plaintext)
 

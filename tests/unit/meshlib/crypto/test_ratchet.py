@@ -6,6 +6,7 @@ import os
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from msgspec.structs import replace
 
 from meshlib.crypto import ratchet
 from meshlib.crypto.keys import SecretBytes, X25519Private
@@ -114,7 +115,7 @@ def test_responder_cannot_send_before_it_has_received():
 
 def test_used_up_chain_cannot_send():
     alice, _ = pair()
-    last = alice.state._replace(sending=alice.state.sending._replace(n=ratchet.MAX_NUMBER))
+    last = replace(alice.state, sending=replace(alice.state.sending, n=ratchet.MAX_NUMBER))
     assert ratchet.can_send(last)
     state, header, _ = ratchet.encrypt(last, b"last", AD, os.urandom)
     assert header.n == 2**32 - 1
@@ -300,7 +301,7 @@ def test_any_changed_bit_of_a_ratchet_key_is_noticed_and_the_genuine_one_is_read
         bob.read(alice.send())
     header, ciphertext = alice.send(b"text")
     for bit in range(256):
-        bob.refuses((header._replace(dh=flipped(header.dh, bit)), ciphertext), NotAuthentic)
+        bob.refuses((replace(header, dh=flipped(header.dh, bit)), ciphertext), NotAuthentic)
     assert bob.read((header, ciphertext)) == b"text"
 
 
@@ -308,9 +309,9 @@ def test_changed_numbers_are_noticed_and_the_genuine_message_is_read():
     alice, bob = talking()
     header, ciphertext = alice.send(b"text")
     for n in (1, 2, 100):
-        bob.refuses((header._replace(n=n), ciphertext), NotAuthentic)
+        bob.refuses((replace(header, n=n), ciphertext), NotAuthentic)
     for pn in (0, 2, 3, 101):
-        bob.refuses((header._replace(pn=pn), ciphertext), NotAuthentic)
+        bob.refuses((replace(header, pn=pn), ciphertext), NotAuthentic)
     assert bob.read((header, ciphertext)) == b"text"
 
 
@@ -405,7 +406,7 @@ def test_ciphertext_without_room_for_nonce_and_tag_is_malformed(size):
 def test_header_of_an_impossible_shape_is_malformed(change):
     alice, bob = talking()
     header, ciphertext = alice.send()
-    bob.refuses((header._replace(**change), ciphertext), MalformedFrame)
+    bob.refuses((replace(header, **change), ciphertext), MalformedFrame)
     assert bob.read((header, ciphertext)) == b"text"
 
 
@@ -480,7 +481,7 @@ def test_huge_gap_in_the_chain_at_hand_is_refused_at_once():
     alice, bob = talking()
     bob.read(alice.send())
     header, ciphertext = alice.send()
-    error = bob.refuses((header._replace(n=2**32 - 1), ciphertext), TooManySkipped)
+    error = bob.refuses((replace(header, n=2**32 - 1), ciphertext), TooManySkipped)
     assert error.gap == 2**32 - 2
 
 
