@@ -47,33 +47,24 @@ class Measure:
 # --- how numbers are read and spelled --------------------------------------------------------------------------------
 
 
-def _level(*names: str) -> Callable[[Between], float | None]:
-    """The first of these gauges that the page has."""
+def _level(name: str) -> Callable[[Between], float | None]:
+    """A gauge."""
+    return lambda pages: pages.new.value(name)
+
+
+def _rate(name: str, **labels: str) -> Callable[[Between], float | None]:
+    """The rise of a counter per second."""
+    return lambda pages: pages.rate(name, **labels)
+
+
+def _mean(histogram: str) -> Callable[[Between], float | None]:
+    """The mean of what a histogram took up; 0 when that was nothing."""
 
     def read(pages: Between) -> float | None:
-        return next((value for name in names if (value := pages.new.value(name)) is not None), None)
-
-    return read
-
-
-def _rate(*names: str, **labels: str) -> Callable[[Between], float | None]:
-    """The rise per second of the first of these counters that the page has."""
-
-    def read(pages: Between) -> float | None:
-        return next((rate for name in names if (rate := pages.rate(name, **labels)) is not None), None)
-
-    return read
-
-
-def _mean(*pairs: tuple[str, str]) -> Callable[[Between], float | None]:
-    """The rise of a sum by the rise of its count, of the first pair that the page has; 0 when nothing was counted."""
-
-    def read(pages: Between) -> float | None:
-        for total, count in pairs:
-            rise, times = pages.rate(total), pages.rate(count)
-            if rise is not None and times is not None:
-                return rise / times if times else 0.0
-        return None
+        rise, times = pages.rate(f"{histogram}_sum"), pages.rate(f"{histogram}_count")
+        if rise is None or times is None:
+            return None
+        return rise / times if times else 0.0
 
     return read
 
@@ -129,28 +120,9 @@ RELAY = (
     Measure("inbox_bytes", "  its size", _level("mesh_relay_inbox_bytes"), _bytes),
     Measure("inbox_recipients", "  waits for", _level("mesh_relay_inbox_recipients"), _number),
     Measure("inbox_oldest_seconds", "  the oldest", _level("mesh_relay_inbox_oldest_seconds"), _seconds),
-    Measure(
-        "commits_per_second",
-        "commits",
-        _rate("mesh_relay_commit_seconds_count", "mesh_relay_commits_total"),
-        _per_second,
-    ),
-    Measure(
-        "seconds_per_commit",
-        "  each takes",
-        _mean(
-            ("mesh_relay_commit_seconds_sum", "mesh_relay_commit_seconds_count"),
-            ("mesh_relay_commit_seconds_total", "mesh_relay_commits_total"),
-        ),
-        _seconds,
-    ),
-    Measure(
-        "refused_per_second",
-        "refused",
-        _rate("mesh_relay_refused_frames_total", "mesh_relay_refused_total"),
-        _per_second,
-        bad=True,
-    ),
+    Measure("commits_per_second", "commits", _rate("mesh_relay_commit_seconds_count"), _per_second),
+    Measure("seconds_per_commit", "  each takes", _mean("mesh_relay_commit_seconds"), _seconds),
+    Measure("refused_per_second", "refused", _rate("mesh_relay_refused_frames_total"), _per_second, bad=True),
     Measure(
         "refused_connects_per_second",
         "turned away",
@@ -172,12 +144,7 @@ REGISTRY = (
         _per_second,
         bad=True,
     ),
-    Measure(
-        "commits_per_second",
-        "commits",
-        _rate("mesh_registry_commit_seconds_count", "mesh_registry_commits_total"),
-        _per_second,
-    ),
+    Measure("commits_per_second", "commits", _rate("mesh_registry_commit_seconds_count"), _per_second),
     *_PROCESS,
 )
 BREAKDOWNS: Mapping[str, tuple[tuple[str, str, str, Mapping[str, str]], ...]] = {
