@@ -27,6 +27,7 @@ SIGNATURE_SIZE = 64
 LONG_NONCE_SIZE = 24
 SALT_SIZE = 16
 _HASH_SIZE = 32
+_sha256, _integer = hashlib.sha256, int.from_bytes
 _INNER_PAD = int.from_bytes(b"\x36" * 64, "little")
 _OUTER_PAD = int.from_bytes(b"\x5c" * 64, "little")
 
@@ -45,7 +46,7 @@ _LOW_ORDER = frozenset((u | top << 255).to_bytes(32, "little") for u in _LOW_ORD
 
 def sha256(data: bytes) -> bytes:
     """SHA-256 of ``data``, 32 bytes."""
-    return hashlib.sha256(data).digest()
+    return _sha256(data).digest()
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
@@ -60,12 +61,11 @@ def hmac_sha256_twice(key: bytes, first: bytes, second: bytes) -> tuple[bytes, b
     :func:`hmac_sha256`, against which it is tested; a fifth of what a message costs. Integers do the padding because
     a translation table would be indexed by secret bytes.
     """
-    number = int.from_bytes(key, "little")
+    number = _integer(key, "little")
     inner, outer = (number ^ _INNER_PAD).to_bytes(64, "little"), (number ^ _OUTER_PAD).to_bytes(64, "little")
-    sha = hashlib.sha256
     return (
-        sha(outer + sha(inner + first).digest()).digest(),
-        sha(outer + sha(inner + second).digest()).digest(),
+        _sha256(outer + _sha256(inner + first).digest()).digest(),
+        _sha256(outer + _sha256(inner + second).digest()).digest(),
     )
 
 

@@ -151,7 +151,7 @@ def kdf_root(root: SecretBytes, agreement: bytes) -> tuple[SecretBytes, SecretBy
 
 def kdf_chain(key: SecretBytes) -> tuple[bytes, SecretBytes]:
     """One chain step: the message key, which goes straight into the cipher, and the next chain key."""
-    message, following = hmac_sha256_twice(bytes(key), b"\x01", b"\x02")
+    message, following = hmac_sha256_twice(key.raw, b"\x01", b"\x02")
     return message, SecretBytes(following)
 
 

@@ -427,7 +427,7 @@ def _frame_tokens(raw: bytes) -> tuple[Hashable, ...]:
 
 
 def _raw(key: Any) -> str:
-    return bytes(key).hex() if isinstance(key, X25519Public) else str(key._raw.hex())
+    return bytes(key).hex() if isinstance(key, X25519Public) else str(key.raw.hex())
 
 
 def _fields(kind: type, value: object) -> Iterable[str]:
