@@ -70,7 +70,19 @@ CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "out
 STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(
     f"meshlib.client.{name}"
-    for name in ("bell", "mesh", "logs", "handles", "routes", "requests", "verbs", "transport", "registry")
+    for name in (
+        "bell",
+        "mesh",
+        "logs",
+        "handles",
+        "names",
+        "routes",
+        "requests",
+        "verbs",
+        "transport",
+        "registry",
+        "registration",
+    )
 )
 RESPONDER_CORES = tuple(f"meshlib.responder.{name}" for name in ("core", "answers", "jobs", "policy"))
 RUNTIMES = ("meshlib.responder.runtimes",)

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -26,18 +26,18 @@ from meshlib.client import logs
 from meshlib.client.bell import Bell
 from meshlib.client.core import ClientCore, Link, Profile
 from meshlib.client.counters import Counters
-from meshlib.client.epochs import EPOCH_KEY, published_epoch
 from meshlib.client.events import (
     Connected,
     DeliveryChanged,
     DeliveryState,
     Disconnected,
     Event,
-    FaultFound,
     KnockReceived,
     Received,
 )
 from meshlib.client.handles import FINAL, Agent, Events, Inbox, Message, Receipt, progress_of
+from meshlib.client.names import Names
+from meshlib.client.registration import Registration
 from meshlib.client.registry import LARGEST_CORRECTION, SKEW_WORTH_CORRECTING, RegistryClient, RegistryOptions
 from meshlib.client.requests import Answer, Gathering, OnProgress, Requests
 from meshlib.client.routes import Route, Routes
@@ -50,7 +50,6 @@ from meshlib.config import ClientConfig, accept_everyone
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import (
     AgentNotFound,
-    AmbiguousName,
     InvalidValue,
     MeshError,
     NotConnected,
@@ -71,16 +70,10 @@ from meshlib.store import open_store
 from meshlib.store.protocol import Changes, Store
 from meshlib.wire.encoding import MessageId, parse_message_id, timestamp
 from meshlib.wire.encoding import message_id as message_id_of
-from meshlib.wire.registry import PrekeyUpload, Signer
+from meshlib.wire.registry import Signer
 
 log = logging.getLogger("meshlib.client")
 
-NAMES_REMEMBERED = 1_000
-"""Resolved display names kept, so that a chatty agent does not ask the registry for every message."""
-NAME_LIFETIME = 60.0
-"""Seconds a resolved name stays valid: a name may move to another agent."""
-PRESENCE_EVERY = 60.0
-"""Seconds between signs of life to the registry, which calls an agent online for 90 after the last."""
 BATCH = 256 * 1024
 """Bytes per write to the relay, so that a slow link shows progress between them."""
 SLOWEST_LINK = 8 * 1024
@@ -116,6 +109,7 @@ class MeshClient:
         self._store: Store | None = None
         self._core: ClientCore | None = None
         self._registry: RegistryClient | None = None
+        self._registration: Registration | None = None
         self._socket: WebSocket | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
@@ -124,10 +118,6 @@ class MeshClient:
         self._saving = self._next_step = _Step()
         self._due_at = 0.0
         self._due_earlier = Bell()
-        self._published: tuple[list[str], dict[str, object]] = ([], {})
-        """Capabilities and metadata, as the registry has them."""
-        self._keys_moved = False
-        """Whether sessions have changed since the store counted last."""
         self._pondering: OrderedDict[object, anyio.CancelScope] = OrderedDict()
         self._entered = False
         self._left = False
@@ -146,7 +136,7 @@ class MeshClient:
         self._files: Files | None = None
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._receipts: weakref.WeakValueDictionary[MessageId, Receipt] = weakref.WeakValueDictionary()
-        self._names: OrderedDict[str, tuple[Did, float]] = OrderedDict()
+        self._names = Names(self.discover)
         self._wanted = True
         self._refused: RelayRefused | None = None
         self._trouble: MeshError | None = None
@@ -210,13 +200,26 @@ class MeshClient:
         self.add_route(self._requests)
         files = await self._open_files()
         if config.register:
-            await self._register()
+            self._registration = self._registration_of(self._core, self._registry, durable=store.durable)
+            await self._registration.begin()
+            self._spawn(self._registration.keep)
         self._spawn(self._keep_connected)
         self._spawn(self._keep_time)
-        if config.register:
-            self._spawn(self._keep_registered)
         await self.connect()
         await files.start()
+
+    def _registration_of(self, core: ClientCore, registry: RegistryClient, *, durable: bool) -> Registration:
+        return Registration(
+            self.config,
+            core,
+            registry,
+            self._counters,
+            durable=durable,
+            save=self._step,
+            tell=self._tell,
+            give_up=self._break,
+            now=self._now,
+        )
 
     async def _open_files(self) -> Files:
         config, core = self.config, self._open_core()
@@ -266,7 +269,8 @@ class MeshClient:
             with anyio.move_on_after(self.config.timeouts.close, shield=True):
                 await self.disconnect()
                 await self._step()  # what an inbox confirmed last may not be saved yet
-                await self._unregister()
+                if self._registration is not None:
+                    await self._registration.end()
         except MeshError as failure:
             log.warning(LogEvent("goodbye_failed", detail=failure))
         finally:
@@ -487,7 +491,7 @@ class MeshClient:
     async def peers(self) -> list[PeerSummary]:
         """Everybody we have talked to, the last first."""
         core = self._open_core()
-        names = {did: name for name, (did, _) in self._names.items()}
+        names = self._names.by_did()
         return [
             PeerSummary(peer.did, names.get(peer.did), peer.verified, len(core.outbox.of(peer.did)))
             for peer in core.peers()
@@ -511,21 +515,7 @@ class MeshClient:
         Raises:
             AgentNotFound, AmbiguousName: no agent, or more than one, has that name.
         """
-        if peer.startswith("did:"):
-            return parse_did(peer)
-        known = self._names.get(peer)
-        if known is not None and known[1] > time.monotonic():
-            return known[0]
-        agents = [agent for agent in await self.discover(peer) if agent.did != self.did]
-        named = [agent for agent in agents if agent.capabilities[:1] == (peer,)] or agents
-        if not named:
-            raise AgentNotFound(peer)
-        if len(named) > 1:
-            raise AmbiguousName(peer, [agent.did for agent in named])
-        self._names[peer] = (named[0].did, time.monotonic() + NAME_LIFETIME)
-        while len(self._names) > NAMES_REMEMBERED:
-            self._names.popitem(last=False)
-        return named[0].did
+        return await self._names.resolve(peer, self.did)
 
     async def discover(self, capability: str, limit: int = 50) -> list[Agent]:
         """Agents that publish a capability (a display name is one), the freshest first."""
@@ -688,7 +678,8 @@ class MeshClient:
             changes, writes = core.changes(), core.writes()
             if changes:
                 await self._save(changes)
-                self._keys_moved = self._keys_moved or bool(changes.peers)
+                if changes.peers and self._registration is not None:
+                    self._registration.keys_moved = True
             logs.saved(changes)
             step.saved = True
             step.told.ring()
@@ -875,111 +866,6 @@ class MeshClient:
                 continue
             core.tick(self._now())
             await self._step()
-
-    async def _keep_registered(self) -> None:
-        """Show the registry that we are there, and publish prekeys before they run out."""
-        check_every = self.config.prekeys.check_every
-        show_at, check_at = time.monotonic() + PRESENCE_EVERY, time.monotonic() + check_every
-        while True:
-            await anyio.sleep(max(0.0, min(show_at, check_at) - time.monotonic()))
-            try:
-                if time.monotonic() >= show_at:
-                    show_at = time.monotonic() + PRESENCE_EVERY
-                    if self.connected and self.config.dialect is not Dialect.AGT4:
-                        await self._open_registry().heartbeat(self.did)
-                if time.monotonic() >= check_at or self._open_core().keyring.runs_low:
-                    check_at = time.monotonic() + check_every
-                    await self._publish_prekeys()
-                    await self._count_on()
-            except (ServiceError, TransportError) as error:
-                self._tell(FaultFound("registry", str(error)))
-
-    async def _register(self) -> None:
-        registry = self._open_registry()
-        core = self._open_core()
-        config = self.config
-        capabilities = [config.name] if config.name else []
-        capabilities.extend(one for one in config.capabilities if one != config.name)
-        metadata = dict(config.metadata)
-        if config.name:
-            metadata.setdefault("display_name", config.name)
-        identity = core.profile.identity
-        if config.dialect is Dialect.AGT4:
-            await registry.register_legacy(self.did, identity.agreement_key.public, capabilities, metadata)
-        else:
-            await self._count_start(metadata)
-            self._published = capabilities, metadata
-            registration = await registry.register(identity, capabilities, metadata)
-            if not registration.created:
-                await self._update_profile(capabilities, metadata)
-        await self._publish_prekeys(at_start=True)
-
-    async def _count_start(self, metadata: dict[str, object]) -> None:
-        """Count this start, here and at the registry.
-
-        Raises:
-            StoreError: the registry has counted further than the store (:func:`~meshlib.client.epochs.next_epoch`).
-        """
-        assert self._store is not None
-        core = self._open_core()
-        if not self._store.durable:
-            return
-        published = 0
-        with suppress(AgentNotFound):
-            published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
-        metadata[EPOCH_KEY] = str(core.count_epoch(published))
-        await self._step()
-
-    async def _count_on(self) -> None:
-        """Count on if keys were used since, so that a backup made in between is noticed to be old."""
-        if EPOCH_KEY not in self._published[1] or not self._keys_moved:
-            return
-        published = published_epoch((await self._open_registry().get_agent(self.did)).metadata)
-        self._keys_moved = False
-        try:
-            epoch = self._open_core().count_epoch(published)
-        except StoreError as error:
-            await self._break(error)
-            raise
-        await self._step()
-        self._published[1][EPOCH_KEY] = str(epoch)
-        await self._update_profile(*self._published)
-
-    async def _unregister(self) -> None:
-        """Take back the registration of an agent whose key is gone with it: nobody could ever answer there."""
-        config = self.config
-        assert self._store is not None
-        if config.register and not self._store.durable and config.identity is None and config.dialect is Dialect.AGT5:
-            await self._open_registry().delete_agent(self.did)
-
-    async def _update_profile(self, capabilities: list[str], metadata: dict[str, object]) -> None:
-        """Tell a registry that knew us before what has changed; an upstream one cannot be told."""
-        try:
-            await self._open_registry().update(self.did, capabilities, metadata)
-        except RegistryRefused as error:
-            if error.status not in (404, 405):
-                raise
-        except AgentNotFound:
-            pass
-
-    async def _publish_prekeys(self, *, at_start: bool = False) -> None:
-        registry = self._open_registry()
-        core = self._open_core()
-        left = self._counters.published = (await registry.get_agent(self.did)).one_time_keys_left
-        if not at_start and not core.keyring.refresh(self._now()) and not self._runs_low(left):
-            return
-        # What the registry has although this store never published is of a store that is gone: nobody can answer there.
-        anew = not core.keyring.signed
-        upload = core.replenish(0 if anew else left or 0, self._now())
-        await self._step()  # a private key is saved before its public half leaves
-        public = PrekeyUpload.of(core.profile.identity, upload.signed, upload.one_time)
-        await registry.upload_prekeys(self.did, public, "replace" if anew else "merge")
-        if left is not None:
-            self._counters.published = len(upload.one_time) + (0 if anew else left)
-
-    def _runs_low(self, left: int | None) -> bool:
-        # An upstream registry does not say what is left; there what was published at the start must do.
-        return left is not None and left < self.config.prekeys.top_up_below
 
     async def _fetch_bundle(self, did: Did) -> None:
         core = self._open_core()
