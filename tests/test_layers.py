@@ -90,7 +90,7 @@ RESPONDER_STORES = ("meshlib.responder.journal",)
 RESPONDER_SHELLS = ("meshlib.responder.service", "meshlib.responder.outcomes", "meshlib.responder.__init__")
 SHELLS += tuple(
     f"meshlib.files.{name}"
-    for name in ("answers", "arrivals", "ledger", "receipts", "receiver", "sender", "service", "staging")
+    for name in ("answers", "arrivals", "ledger", "receipts", "receiver", "sender", "service", "source", "staging")
 )
 DAEMON_VALUES = tuple(f"meshlib.daemon.{name}" for name in ("__init__", "address", "values", "protocol", "blocking"))
 DAEMON_SHELLS = tuple(f"meshlib.daemon.{name}" for name in ("stream", "client", "server"))

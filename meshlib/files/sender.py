@@ -1,12 +1,11 @@
 """Sends files: reads them, and does what :mod:`meshlib.files.outgoing` wishes.
 
-Owns tasks, files and messages of what is sent. Memory is bounded by the chunks on their way, whatever a file's size.
+Owns tasks and messages of what is sent. Memory is bounded by the chunks on their way, whatever a file's size.
 """
 
 import hashlib
 import logging
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +35,7 @@ from meshlib.files.outgoing import (
 from meshlib.files.pieces import EnvelopeText, manifest_hash, piece_hash
 from meshlib.files.receipts import FileReceipt, OnTransfer, TransferState
 from meshlib.files.records import Sending
+from meshlib.files.source import Source, Unreadable, inspect
 from meshlib.identity import Did
 from meshlib.logs import LogEvent
 from meshlib.wire.encoding import b64, js_json, message_id
@@ -70,7 +70,6 @@ ROOM = 2_048
 """Bytes of a message that are not the chunk: ids, names and hashes. A file's name and description come on top."""
 ROOM_AGAIN = 1.0
 """Seconds until a message that found the outbox full is posted again."""
-BLOCK = 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -83,8 +82,15 @@ class _Moving:
     news: anyio.Event = field(default_factory=anyio.Event)
     messages: dict[int | None, Receipt] = field(default_factory=dict)
     """Messages whose delivery matters, by chunk; ``None`` for the one that began it."""
-    fd: int = -1
+    source: Source | None = None
+    """The open file, once it is its turn."""
     wishes: list[Wish] = field(default_factory=list)
+
+    @property
+    def open_source(self) -> Source:
+        """The file; asked for only after it was opened."""
+        assert self.source is not None
+        return self.source
 
     def wake(self) -> None:
         self.news.set()
@@ -138,16 +144,16 @@ class Sender:
             raise QueueFull(f"{AT_ONCE} files are on their way, the limit: wait for some of them")
         if len(description) > MAX_DESCRIPTION:
             raise InvalidValue(f"a description has at most {MAX_DESCRIPTION} characters, not {len(description)}")
-        path, size, digest, identity = await anyio.to_thread.run_sync(_inspect, path)
+        found = await anyio.to_thread.run_sync(inspect, path)
         record = self._plan(
             Sending(
                 id=str(message_id(os.urandom)),
                 peer=peer,
-                path=os.fsencode(path),
-                name=path.name[:MAX_FILE_NAME].encode("utf-8", "replace").decode(),
-                size=size,
-                sha256=digest,
-                stamp=identity,
+                path=os.fsencode(found.path),
+                name=found.path.name[:MAX_FILE_NAME].encode("utf-8", "replace").decode(),
+                size=found.size,
+                sha256=found.sha256,
+                stamp=found.stamp,
                 description=description.encode("utf-8", "replace").decode(),
                 chunk=0,
                 style="pulled",
@@ -290,8 +296,8 @@ class Sender:
             core.cancel("failed", str(error))
         finally:
             turns.discard(record.id)
-            if moving.fd >= 0:
-                os.close(moving.fd)
+            if moving.source is not None:
+                moving.source.close()
         for other in self._moving.values():
             other.wake()
         await anyio.to_thread.run_sync(self._journal.drop, record.id)
@@ -304,7 +310,7 @@ class Sender:
         core = moving.core
         try:
             if not core.over:
-                moving.fd = await anyio.to_thread.run_sync(_open, moving.record)
+                moving.source = await anyio.to_thread.run_sync(Source, moving.record)
                 moving.wishes += core.start(moving.record.pieces)
             while True:
                 news = moving.news
@@ -325,7 +331,7 @@ class Sender:
                 with anyio.move_on_after(max(0.0, core.next_deadline() - self._clock())):
                     await news.wait()
                 moving.wishes += core.tick(self._clock())
-        except _Unreadable as error:
+        except Unreadable as error:
             for wish in core.cancel("changed", str(error)):
                 await self._do(moving, wish)
 
@@ -371,7 +377,7 @@ class Sender:
 
     async def _whole(self, moving: _Moving) -> FileTransfer:
         record = moving.record
-        data = await self._read(moving, 0, record.size)
+        data = await anyio.to_thread.run_sync(moving.open_source.read, 0, record.size)
         return FileTransfer(
             file_name=record.name,
             file_path=record.name,
@@ -387,7 +393,7 @@ class Sender:
     async def _send_manifest(self, moving: _Moving) -> None:
         record = moving.record
         text = self._text(record)
-        hashes = await anyio.to_thread.run_sync(text.hashes, partial(_pread, moving.fd, record))
+        hashes = await anyio.to_thread.run_sync(text.hashes, moving.open_source.read)
         moving.record = record = replace(record, style="pieces")
         await anyio.to_thread.run_sync(self._journal.put, record.id, record)
         manifest = TransferManifest(
@@ -409,7 +415,7 @@ class Sender:
         async def send(index: int) -> None:
             try:
                 await self._send_chunk(moving, index)
-            except (_Unreadable, MeshError) as failure:
+            except (Unreadable, MeshError) as failure:
                 failures.append(failure)  # raised outside of the group, as itself
 
         async with anyio.create_task_group() as tasks:
@@ -422,10 +428,10 @@ class Sender:
             raise failures[0]
 
     async def _send_chunk(self, moving: _Moving, index: int) -> None:
-        record = moving.record
+        record, read = moving.record, moving.open_source.read
         if moving.core.in_pieces:
             text = self._text(record)
-            piece = await anyio.to_thread.run_sync(text.piece, index, partial(_pread, moving.fd, record))
+            piece = await anyio.to_thread.run_sync(text.piece, index, read)
             chunk = TransferChunk(
                 transfer_id=_pieces_id(record),
                 chunk_index=index,
@@ -436,7 +442,7 @@ class Sender:
             )
             await self._send(moving, index, chunk)
             return
-        data = await self._read(moving, index * record.chunk, record.chunk)
+        data = await anyio.to_thread.run_sync(read, index * record.chunk, record.chunk)
         chunk = TransferChunk(
             transfer_id=record.id,
             chunk_index=index,
@@ -460,9 +466,6 @@ class Sender:
             receipt.watch(moving.wake)
             moving.messages[index] = receipt
             return
-
-    async def _read(self, moving: _Moving, offset: int, size: int) -> bytes:
-        return await anyio.to_thread.run_sync(_pread, moving.fd, moving.record, offset, size)
 
     def _text(self, record: Sending) -> EnvelopeText:
         return EnvelopeText(record, min(self._payload - ROOM, MAX_PIECE))
@@ -488,68 +491,6 @@ class Sender:
                     receipt.advance(TransferState.DONE if confirmed else TransferState.UNCONFIRMED, size, detail)
 
 
-class _Unreadable(Exception):
-    """The file is not the one any more that was to be sent."""
-
-
 def _pieces_id(record: Sending) -> str:
     """The transfer's id when it goes in pieces: their numbers mean something else than those of chunks."""
     return f"{record.id}-pieces"
-
-
-def _stamp_of(found: os.stat_result) -> tuple[int, int, int]:
-    return (found.st_dev, found.st_ino, found.st_mtime_ns)
-
-
-def _inspect(path: Path) -> tuple[Path, int, str, tuple[int, int, int]]:
-    """Absolute path, size, SHA-256 and stamp of a file that is to be sent.
-
-    Raises:
-        InvalidValue: it is no file that can be read, or is being written to.
-    """
-    path = Path(os.path.abspath(path.expanduser()))
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise InvalidValue(f"{path} is not a regular file: pack folders into an archive first")
-            digest = hashlib.sha256()
-            while block := file.read(BLOCK):
-                digest.update(block)
-            after = os.fstat(fd)
-    except OSError as error:
-        raise InvalidValue(f"{path} cannot be read: {error.strerror}") from error
-    if (before.st_size, _stamp_of(before)) != (after.st_size, _stamp_of(after)):
-        raise InvalidValue(f"{path} is being written to: send it when it is finished, or send a copy")
-    return path, after.st_size, digest.hexdigest(), _stamp_of(after)
-
-
-def _open(record: Sending) -> int:
-    try:
-        return os.open(record.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
-
-
-def _pread(fd: int, record: Sending, offset: int, size: int) -> bytes:
-    """Bytes of the file that was inspected, or an error: never of another one."""
-    try:
-        found = os.fstat(fd)
-    except OSError as error:
-        raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
-    if (found.st_size, _stamp_of(found)) != (record.size, record.stamp):
-        raise _Unreadable("the file has changed since it was to be sent")
-    wanted = min(size, record.size - offset)
-    parts: list[bytes] = []
-    while wanted > 0:
-        try:
-            part = os.pread(fd, wanted, offset)
-        except OSError as error:
-            raise _Unreadable(f"the file cannot be read any more: {error.strerror}") from error
-        if not part:
-            raise _Unreadable("the file has become shorter since it was to be sent")
-        parts.append(part)
-        offset += len(part)
-        wanted -= len(part)
-    return b"".join(parts)
