@@ -21,12 +21,13 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 from meshlib.client.events import DeliveryState
 from meshlib.client.keyring import DatedPrekey
 from meshlib.client.peers import Candidate, Entry, Peer, Strand
-from meshlib.crypto.keys import Ed25519Private
+from meshlib.crypto.keys import Ed25519Private, SecretBytes, X25519Private
 from meshlib.crypto.prekeys import make_bundle, make_one_time_prekeys, make_signed_prekey
 from meshlib.crypto.x3dh import Dialect, Opening
 from meshlib.errors import IdentityInUse, InvalidValue, StoreError
@@ -693,9 +694,15 @@ def private_bytes() -> list[bytes]:
     found = [bytes(ME.signing_key), b"private"]
     found += [bytes(one.private) for one in (*SIGNED[:2], *ONE_TIME)]
     for strand in peer().strands:
-        state = strand.session.state
-        found += [bytes(part) for part in (*state, *getattr(state, "turn", ())) if type(part).__name__ == "SecretBytes"]
+        found += secrets_of(strand.session.state)
     return found
+
+
+def secrets_of(value: object) -> list[bytes]:
+    if isinstance(value, SecretBytes | X25519Private):
+        return [bytes(value)]
+    parts = astuple(value) if isinstance(value, Struct) else ()
+    return [secret for part in parts for secret in secrets_of(part)]
 
 
 def test_sealed_store_shows_nothing_private(tmp_path: Path) -> None:
