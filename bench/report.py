@@ -50,6 +50,8 @@ _METHOD = """\
   behind a slow one is late, too (no coordinated omission). A load that falls behind its own schedule is marked ▲.
 - Connects per second count agents that are bound: a message to themselves has come back. Ours have signed the relay's
   challenge, and it has verified that; AGT 3.7.0 verifies nothing.
+- Mail is drained by recipients that are connected up to their proof. Ten thousand with ten messages each are the
+  reconnect storm's, connections and proofs included: both relays give a socket ten seconds for its first frame.
 - Cryptography is measured per second of CPU, each library in its own process. "floor" is the bare primitives, called
   from Python.
 - The spread is half the distance between the best and the worst run. Ratios above 1 mean that ours does better,
