@@ -57,11 +57,10 @@ def hmac_sha256(key: bytes, data: bytes) -> bytes:
 def hmac_sha256_twice(key: bytes, first: bytes, second: bytes) -> tuple[bytes, bytes]:
     """HMAC-SHA256 of two messages under one key of at most 64 bytes: a chain step.
 
-    Spelled out (RFC 2104, section 2) so that both share the padded key: 1.9 us here against 3.1 us for two calls of
-    :func:`hmac_sha256`, against which it is tested; a fifth of what a message costs. Integers do the padding because
-    a translation table would be indexed by secret bytes.
+    1.9 us here against 3.1 us for two calls of :func:`hmac_sha256`, against which it is tested; a fifth of what a
+    message costs.
     """
-    number = _integer(key, "little")
+    number = _integer(key, "little")  # as in _pads, without the price of a call
     inner, outer = (number ^ _INNER_PAD).to_bytes(64, "little"), (number ^ _OUTER_PAD).to_bytes(64, "little")
     return (
         _sha256(outer + _sha256(inner + first).digest()).digest(),
@@ -69,17 +68,24 @@ def hmac_sha256_twice(key: bytes, first: bytes, second: bytes) -> tuple[bytes, b
     )
 
 
+def _pads(key: bytes) -> tuple[bytes, bytes]:
+    """A key of at most 64 bytes as HMAC pads it (RFC 2104, section 2), for all that is hashed under it.
+
+    Integers do it because a translation table would be indexed by secret bytes.
+    """
+    number = _integer(key, "little")
+    return (number ^ _INNER_PAD).to_bytes(64, "little"), (number ^ _OUTER_PAD).to_bytes(64, "little")
+
+
 def hkdf_sha256(*, salt: bytes, ikm: bytes, info: bytes, length: int) -> bytes:
     """HKDF with SHA-256 (RFC 5869), ``length`` bytes, at most 8,160.
 
-    Written over ``hmac.digest``: three to five times faster here than a library object per call,
-    and tested against one.
+    Three to five times faster here than a library object per call, and tested against one.
     """
-    pseudorandom_key = hmac.digest(salt, ikm, "sha256")
-    block = b""
-    output = b""
+    inner, outer = _pads(hmac_sha256(salt, ikm))
+    block = output = b""
     for counter in range(1, -(-length // _HASH_SIZE) + 1):
-        block = hmac.digest(pseudorandom_key, block + info + bytes((counter,)), "sha256")
+        block = _sha256(outer + _sha256(inner + block + info + bytes((counter,))).digest()).digest()
         output += block
     return output[:length]
 

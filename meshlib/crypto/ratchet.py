@@ -285,9 +285,10 @@ def _skip(
     if gap > max_skip:
         raise TooManySkipped(gap, max_skip)
     chain_keys = _walk(receiving.key, gap)
-    plaintext = _open(_message_key(chain_keys[-1]), ciphertext, authenticated)
+    key, following = hmac_sha256_twice(chain_keys[-1], b"\x01", b"\x02")
+    plaintext = _open(key, ciphertext, authenticated)
     skipped = _keep(state.backlog.skipped, [(header.dh, receiving.n, chain_keys[:-1])], max_kept)
-    advanced = Chain(SecretBytes(_next_key(chain_keys[-1])), header.n + 1)
+    advanced = Chain(SecretBytes(following), header.n + 1)
     return Established(state.turn, state.sending, advanced, Backlog(skipped, state.backlog.retired)), plaintext
 
 
@@ -309,7 +310,8 @@ def _turn(
     remote = X25519Public(header.dh)
     root, receiving = kdf_root(root, x25519(own, remote))
     chain_keys = _walk(receiving, header.n)
-    plaintext = _open(_message_key(chain_keys[-1]), ciphertext, authenticated)
+    key, following = hmac_sha256_twice(chain_keys[-1], b"\x01", b"\x02")
+    plaintext = _open(key, ciphertext, authenticated)
 
     # Authentic from here on: only now is it worth, and safe, to spend randomness and memory.
     fresh = X25519Private.generate(entropy)
@@ -323,7 +325,7 @@ def _turn(
         Established(
             Turn(fresh, bytes(fresh.public), header.dh, root, previous),
             Chain(sending, 0),
-            Chain(SecretBytes(_next_key(chain_keys[-1])), header.n + 1),
+            Chain(SecretBytes(following), header.n + 1),
             Backlog(_keep(backlog.skipped, runs, max_kept), backlog.retired),
         ),
         plaintext,
