@@ -289,6 +289,8 @@ TABLE = {
     "registry shells": Row(
         (
             "mesh_registry.api",
+            "mesh_registry.handler",
+            "mesh_registry.answers",
             "mesh_registry.pages",
             "mesh_registry.parts",
             "mesh_registry.oidc",
