@@ -275,6 +275,7 @@ TABLE = {
             "mesh_registry.proofs",
             "mesh_registry.refusal",
             "mesh_registry.render",
+            "mesh_registry.shown",
             "mesh_registry.verbs",
         ),
         (*IDENTITY, *WIRE, *LENT, "mesh_registry.store.vitals"),

@@ -7,6 +7,7 @@ from mesh_registry import render
 from mesh_registry.core import CheckToken
 from mesh_registry.parts import Registry
 from mesh_registry.refusal import Refusal, too_soon, unauthenticated, unavailable
+from mesh_registry.shown import lasts_until
 from mesh_registry.verbs import (
     Delete,
     Discover,
@@ -39,10 +40,16 @@ async def run(registry: Registry, verb: Any) -> Answered:
 
 
 async def _find(registry: Registry, verb: FindAgent) -> Answered:
-    record = await registry.store.find(verb.did)
-    if record is None:
-        raise Refusal(404, "Agent not found")
-    return 200, render.agent(record, registry.now().utc, registry.core.policy.online_for)
+    shown, utc, online_for = registry.agents, registry.now().utc, registry.core.policy.online_for
+    body = shown.get(verb.did, None, utc)
+    if body is None:
+        changes = shown.changes
+        record = await registry.store.find(verb.did)
+        if record is None:
+            raise Refusal(404, "Agent not found")
+        body = render.agent(record, utc, online_for)
+        shown.keep(verb.did, None, body, changes, utc, lasts_until([record.last_seen], utc, online_for))
+    return 200, body
 
 
 async def _presence(registry: Registry, verb: FindPresence) -> Answered:
@@ -53,8 +60,19 @@ async def _presence(registry: Registry, verb: FindPresence) -> Answered:
 
 
 async def _discover(registry: Registry, verb: Discover) -> Answered:
-    found = await registry.store.discover(verb)
-    return 200, render.page(found, registry.now().utc, registry.core.policy.online_for)
+    shown, utc, policy = registry.pages, registry.now().utc, registry.core.policy
+    body = shown.get(verb.capability, verb.limit, utc)
+    if body is None:
+        changes = shown.changes
+        page = await registry.store.discover(verb)
+        body = render.page(page, utc, policy.online_for)
+        # A full page also tells how many there are beyond it, whom nothing here follows; an empty one costs next to
+        # nothing, and strangers could ask for any number of them.
+        if 0 < len(page.found) < verb.limit:
+            seen = (agent.last_seen for agent in page.found)
+            until = lasts_until(seen, utc, policy.online_for, policy.discoverable_for)
+            shown.keep(verb.capability, verb.limit, body, changes, utc, until)
+    return 200, body
 
 
 async def _register(registry: Registry, verb: Register) -> Answered:

@@ -10,6 +10,7 @@ decision comes out, and whatever is wrong with the request is a :class:`~mesh_re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import TypeAlias
 from urllib.parse import parse_qsl
@@ -83,6 +84,10 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 HEARTBEAT_INTERVAL = 10.0
 MAX_QUERY_FIELDS = 16
+
+NETWORKS = 4096
+"""Addresses whose network is remembered: each request asks, and finding out costs what all else of a decision does.
+Some 500 bytes each."""
 
 
 class Endpoint(StrEnum):
@@ -547,6 +552,7 @@ def _asker(request: Request, account: Account | None) -> str:
     return f"at {network(request.requester)}" if account is None else f"did {account.did}"
 
 
+@lru_cache(maxsize=NETWORKS)
 def network(requester: str) -> str:
     """An address, or of IPv6 the network it is in: there a single subscriber has 2**64 addresses and more."""
     try:

@@ -1,7 +1,8 @@
 """One suite over every registry store: they agree, verb by verb."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -425,3 +426,69 @@ async def test_verification_is_recorded(store: RegistryStore) -> None:
     assert marked is not None
     assert (marked.verified_app_id, marked.verified_tenant_id, marked.verified_at) == ("app", None, 1234.0)
     assert await store.find("did:a:1") == marked
+
+
+NAMES = ("did:a:1", "did:a:2", "did:a:3", "did:a:4")
+SKILLS = ("chat", "sums", "maps", "did:a:1")
+
+
+async def public(store: RegistryStore) -> dict[tuple[str, str], object]:
+    """Everything anybody can be shown, by what it is about."""
+    records = {("agent", did): await store.find(did) for did in NAMES}
+    pages = {("page", skill): await store.discover(Discover(skill, 50, 0.0)) for skill in SKILLS}
+    return {**records, **pages}
+
+
+def some_verb(store: RegistryStore, chance: random.Random, now: float) -> Awaitable[object]:
+    did, other = chance.sample(NAMES, 2)
+    by = caller(did, f"{now}")
+    skills = tuple(chance.sample(SKILLS, chance.randrange(3)))
+    session = RecordSession(by, f"{chance.randrange(9)}", did, other, chance.choice(list(Outcome)), now)
+    keys = one_time(*(chance.randrange(50) for _ in range(3)), salt=chance.randrange(250))
+    verbs: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.register(agent(did, *skills, now=now)),
+        lambda: store.register(agent(other, *skills, now=now)),
+        lambda: store.update(Update(by, skills, None, now)),
+        lambda: store.update(Update(by, None, f'{{"at":"{now}"}}', now)),
+        lambda: store.put_prekeys(put(did, keys, merge=chance.random() < 0.5, spk=signed(), by=by, now=now)),
+        lambda: store.take_prekeys(TakePrekeys(did, True, True)),
+        lambda: store.touch(Touch(by, now, 1.0)),
+        lambda: store.rate(Rate(by, other, chance.random())),
+        lambda: store.record_session(session),
+        lambda: store.mark_verified(MarkVerified(by, "app", "tenant", now)),
+        lambda: store.record_proofs([proof(f"p{now}")]),
+        lambda: store.delete(Delete(by)) if chance.random() < 0.3 else store.check(),
+        lambda: store.sweep(Sweep(now, now - 60.0, now - 90.0)),
+    ]
+    return chance.choice(verbs)()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whoever_listens_hears_of_every_change_before_its_maker_does(store: RegistryStore, seed: int) -> None:
+    chance, now, heard = random.Random(seed), 1000.0, set[str]()
+
+    def hear(names: Collection[str]) -> None:
+        heard.update(names)
+
+    store.listen(hear)
+    before, changes = await public(store), 0
+    for _ in range(400):
+        now += 1
+        await some_verb(store, chance, now)
+        after = await public(store)
+        changed = {about for about in after if after[about] != before[about]}
+        assert {name for _, name in changed} <= heard, "an answer kept about it would be wrong for ever"
+        changes += len(changed)
+        before = after
+        heard.clear()
+    assert changes > 200
+
+
+async def test_reading_is_no_change(store: RegistryStore) -> None:
+    await store.register(agent("did:a:1", "chat"))
+    heard: list[Collection[str]] = []
+    store.listen(heard.append)
+    await public(store)
+    await store.account("did:a:1")
+    assert await store.take_prekeys(TakePrekeys("did:a:1", True, True)) is None
+    assert not heard

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mesh_registry.store.protocol import TOTAL_BOUND
+from mesh_registry.store.protocol import TOTAL_BOUND, Heard
 from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.verbs import (
     INITIAL_REPUTATION,
@@ -81,6 +81,10 @@ class MemoryStore:
         self._proofs: dict[bytes, Proof] = {}
         self._max_agents = max_agents
         self.vitals = Vitals()
+        self._heard: Heard = lambda _: None
+
+    def listen(self, heard: Heard) -> None:
+        self._heard = heard
 
     async def account(self, did: str) -> Account | None:
         row = self._agents.get(did)
@@ -130,23 +134,26 @@ class MemoryStore:
             change.now,
             change.now,
         )
+        self._tell(self._agents[change.did])
         return "created"
 
     async def update(self, change: Update) -> Agent | None:
         row = self._caller(change.caller)
         if row is None:
             return None
+        self._tell(row)
         if change.capabilities is not None:
             row.capabilities = change.capabilities
         if change.metadata is not None:
             row.metadata = change.metadata
         row.last_seen = change.now
+        self._tell(row)
         return _public(row)
 
     async def delete(self, change: Delete) -> bool:
         if self._caller(change.caller) is None:
             return False
-        del self._agents[change.caller.did]
+        self._tell(self._agents.pop(change.caller.did))
         return True
 
     async def put_prekeys(self, change: PutPrekeys) -> int | PutRefused:
@@ -181,6 +188,7 @@ class MemoryStore:
         if change.signed is not None:
             row.signed = change.signed
             row.published |= {change.signed.signature} if row.legacy else set()
+        self._tell(row)
         return len(kept)
 
     async def take_prekeys(self, change: TakePrekeys) -> Bundle | None:
@@ -193,6 +201,7 @@ class MemoryStore:
         if change.one_time and len(left) > keep:
             one_time = OneTimePrekey(left[0], row.one_time[left[0]])
             row.taken.add(left[0])
+            self._heard({row.did})
         return Bundle(row.agreement_key, row.signing_key, row.signed, one_time)
 
     async def touch(self, change: Touch) -> float | TooSoon | None:
@@ -203,6 +212,7 @@ class MemoryStore:
             return TooSoon(change.interval - (change.now - row.heartbeat_at))
         self._caller(change.caller)
         row.heartbeat_at = row.last_seen = change.now
+        self._tell(row)
         return row.last_seen
 
     async def rate(self, change: Rate) -> float | None:
@@ -210,6 +220,7 @@ class MemoryStore:
         if row is None or self._caller(change.caller) is None:
             return None
         row.reputation = moved_average(row.reputation, change.score, RATING_WEIGHT)
+        self._tell(row)
         return row.reputation
 
     async def record_session(self, change: RecordSession) -> Mapping[str, float] | None:
@@ -225,6 +236,7 @@ class MemoryStore:
             row.reputation = moved_average(row.reputation, SESSION_SCORES[change.outcome], SESSION_WEIGHT)
             row.outcomes.append(change.outcome)
             row.last_session_at = change.now
+            self._tell(row)
         return {did: row.reputation}
 
     async def mark_verified(self, change: MarkVerified) -> Agent | None:
@@ -232,6 +244,7 @@ class MemoryStore:
         if row is None:
             return None
         row.verified = (change.app_id, change.tenant_id, change.now)
+        self._heard({row.did})
         return _public(row)
 
     async def count(self) -> int:
@@ -257,7 +270,7 @@ class MemoryStore:
             if row.last_seen < (change.unpublished_since if row.signed is None else change.silent_since)
         ][:MAX_SWEPT]
         for did in gone:
-            del self._agents[did]
+            self._tell(self._agents.pop(did))
         return len(gone)
 
     async def close(self) -> None:
@@ -270,6 +283,9 @@ class MemoryStore:
             row.signs = True
             row.bound = row.bound or caller.bound
         return row
+
+    def _tell(self, row: _Row) -> None:
+        self._heard({row.did, *row.capabilities})
 
     def _use(self, proof: Proof | None) -> None:
         if proof is not None:

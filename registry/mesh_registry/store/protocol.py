@@ -1,7 +1,7 @@
 """What a store promises. Each verb is one transaction: done and durable when it returns, or not done at all."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.verbs import (
@@ -31,6 +31,10 @@ TOTAL_BOUND = 200
 flat however many agents there are."""
 
 
+Heard: TypeAlias = Callable[[Collection[str]], None]
+"""Is told the names, DIDs and capabilities alike, that answers may have changed about."""
+
+
 class StoreBusy(Exception):
     """More changes wait than the store is willing to queue: try again in a moment. Nothing has changed."""
 
@@ -45,6 +49,10 @@ class RegistryStore(Protocol):
     Every change made by a caller also records its proof as used and moves the caller's latches, in the same
     transaction. Raises :class:`StoreBusy` and :class:`StoreFailed`.
     """
+
+    def listen(self, heard: Heard) -> None:
+        """Tell ``heard`` of every change from now on, on the event loop: whose records and which capabilities' pages it
+        may have touched, after it can be read and before whoever made it gets its result."""
 
     async def account(self, did: str) -> Account | None:
         """What authentication needs, or None when there is no such agent."""

@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
-from mesh_registry.store.protocol import TOTAL_BOUND, StoreFailed
+from mesh_registry.store.protocol import TOTAL_BOUND, Heard, StoreFailed
 from mesh_registry.store.stock import Stock
 from mesh_registry.store.vitals import Supply, Vitals
 from mesh_registry.store.writer import Writer
@@ -104,6 +104,9 @@ class SqliteStore:
                 raise StoreFailed(f"{path} cannot be used: {error}") from error
             opened.pop_all()  # from here on close() does it
             self._folder = path.parent
+
+    def listen(self, heard: Heard) -> None:
+        self._writer.heard = heard
 
     async def account(self, did: str) -> Account | None:
         row = self._reader.execute(
@@ -212,6 +215,7 @@ class _Session:
         self._vitals = vitals
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         self._taken: list[int] = []
+        self._changed: set[str] = set()
         self._max_agents = max_agents
         try:
             (self._agents,) = self._db.execute("SELECT count(*) FROM agent").fetchone()
@@ -244,6 +248,10 @@ class _Session:
 
     def _tell(self) -> None:
         self._vitals.agents, self._vitals.supply = self._agents, self._supply
+
+    def take_changed(self) -> set[str]:
+        changed, self._changed = self._changed, set()
+        return changed
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -292,6 +300,7 @@ class _Session:
         )
         assert cursor.lastrowid is not None
         self._list(cursor.lastrowid, change.capabilities, change.now)
+        self._changed.add(change.did)
         self._agents += 1
         return "created"
 
@@ -304,7 +313,7 @@ class _Session:
             self._db.execute("UPDATE agent SET capabilities = ? WHERE id = ?", (_json(change.capabilities), agent))
         if change.metadata is not None:
             self._db.execute("UPDATE agent SET metadata = ? WHERE id = ?", (change.metadata, agent))
-        self._seen(agent, change.now)
+        self._seen(agent, change.caller.did, change.now)
         return _agent(self._db, change.caller.did)
 
     def delete(self, change: Delete) -> bool:
@@ -361,7 +370,7 @@ class _Session:
             "UPDATE agent SET signing_key = ?, agreement_key = ?, one_time_peak = ? WHERE id = ?",
             (change.signing_key, change.agreement_key, len(kept), agent),
         )
-        self._seen(agent, change.now)
+        self._seen(agent, change.did, change.now)
         self._pools.pop(change.did, None)
         return len(kept)
 
@@ -374,6 +383,7 @@ class _Session:
         if change.one_time and len(pool.one_time) > keep:
             one_time = pool.one_time.pop()
             self._taken += (pool.agent, one_time.key_id)
+            self._changed.add(change.did)
             self._supply = self._supply.changed(len(pool.one_time) + 1, len(pool.one_time))
         return Bundle(pool.agreement_key, pool.signing_key, pool.signed, one_time)
 
@@ -386,7 +396,7 @@ class _Session:
         agent = self._caller(change.caller)
         assert agent is not None
         self._db.execute("UPDATE agent SET heartbeat_at = ? WHERE id = ?", (change.now, agent))
-        self._seen(agent, change.now)
+        self._seen(agent, change.caller.did, change.now)
         return change.now
 
     def rate(self, change: Rate) -> float | None:
@@ -425,6 +435,7 @@ class _Session:
             "UPDATE agent SET verified_app_id = ?, verified_tenant_id = ?, verified_at = ? WHERE id = ?",
             (change.app_id, change.tenant_id, change.now, agent),
         )
+        self._changed.add(change.caller.did)
         return _agent(self._db, change.caller.did)
 
     def record_proofs(self, proofs: Sequence[Proof]) -> None:
@@ -461,6 +472,7 @@ class _Session:
 
     def _forget(self, agent: int, did: str) -> None:
         self._unlist(agent)
+        self._changed.add(did)
         self._pools.pop(did, None)
         self._flush_taken()
         published, left = self._db.execute(
@@ -481,12 +493,14 @@ class _Session:
                 (proof.digest, proof.fingerprint, proof.expires),
             )
 
-    def _seen(self, agent: int, now: float) -> None:
+    def _seen(self, agent: int, did: str, now: float) -> None:
+        self._changed.add(did)
         capabilities = self._unlist(agent)
         self._db.execute("UPDATE agent SET last_seen = ? WHERE id = ?", (now, agent))
         self._list(agent, capabilities, now)
 
     def _list(self, agent: int, capabilities: Sequence[str], last_seen: float) -> None:
+        self._changed.update(capabilities)
         self._db.executemany(
             "INSERT OR IGNORE INTO capability (name, last_seen, agent) VALUES (?, ?, ?)",
             [(name, last_seen, agent) for name in capabilities],
@@ -497,6 +511,7 @@ class _Session:
             "SELECT capabilities, last_seen FROM agent WHERE id = ?", (agent,)
         ).fetchone()
         capabilities: list[str] = json.loads(text)
+        self._changed.update(capabilities)
         self._db.executemany(
             "DELETE FROM capability WHERE name = ? AND last_seen = ? AND agent = ?",
             [(name, last_seen, agent) for name in capabilities],
@@ -531,7 +546,10 @@ class _Session:
         )
 
     def _move(self, agent: int, sample: float, weight: float) -> float:
-        (reputation,) = self._db.execute("SELECT reputation FROM agent WHERE id = ?", (agent,)).fetchone()
+        did, capabilities, reputation = self._db.execute(
+            "SELECT did, capabilities, reputation FROM agent WHERE id = ?", (agent,)
+        ).fetchone()
+        self._changed.update((did, *json.loads(capabilities)))
         moved = moved_average(reputation, sample, weight)
         self._db.execute("UPDATE agent SET reputation = ? WHERE id = ?", (moved, agent))
         return moved

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from mesh_registry.store.protocol import StoreBusy, StoreFailed
+from mesh_registry.store.protocol import Heard, StoreBusy, StoreFailed
 from mesh_registry.store.vitals import Vitals
 
 log = logging.getLogger("mesh_registry.store")
@@ -40,6 +40,9 @@ class Session(Protocol):
     def rollback(self) -> None:
         """Undo it, and everything remembered about it."""
 
+    def take_changed(self) -> set[str]:
+        """The names that have been changed, each told once. Some too many do no harm."""
+
     def close(self) -> None:
         """Let go of the disk."""
 
@@ -50,6 +53,7 @@ class Writer(Generic[S]):
     def __init__(self, open_session: Callable[[], S], vitals: Vitals) -> None:
         """Start the thread; raises what ``open_session``, called there, raises."""
         self._vitals = vitals
+        self.heard: Heard = lambda _: None
         self._waiting: list[tuple[Work[S, Any], asyncio.Future[Any]]] = []
         self._flight = False
         self._inbox: queue.SimpleQueue[list[tuple[Work[S, Any], asyncio.Future[Any]]] | None] = queue.SimpleQueue()
@@ -91,7 +95,9 @@ class Writer(Generic[S]):
         if batch:
             self._inbox.put(batch)
 
-    def _deliver(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    def _deliver(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]], changed: set[str]) -> None:
+        if changed:
+            self.heard(changed)
         for future, result, failure in answers:
             if future.done():
                 continue  # its caller has gone
@@ -115,7 +121,7 @@ class Writer(Generic[S]):
                 answers = self._together(session, batch) or self._one_by_one(session, batch)
                 assert self._loop is not None
                 with contextlib.suppress(RuntimeError):  # the loop has been closed without waiting for us
-                    self._loop.call_soon_threadsafe(self._deliver, answers)
+                    self._loop.call_soon_threadsafe(self._deliver, answers, session.take_changed())
 
     def _together(
         self, session: S, batch: list[tuple[Work[S, Any], asyncio.Future[Any]]]

@@ -721,6 +721,57 @@ async def test_discovery_shows_the_freshest_first_with_presence(site: Site) -> N
     assert presence == {"did": ALICE.did, "last_seen": timestamp(NOON), "online": False}
 
 
+async def shown(site: Site, actor: Actor, limit: int = 50) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What is said about an agent: the page of its first capability, and its record."""
+    page = said(await site.send(wire.discover(actor.name, limit)), 200)
+    assert page["total"] == len(page["results"]) or len(page["results"]) == limit
+    return page["results"], await record(site, actor.did)
+
+
+async def test_what_is_said_of_an_agent_changes_with_time_alone_and_back_with_the_clock(site: Site) -> None:
+    await site.join(ALICE)
+    for seconds, online in ((80.0, True), (15.0, False), (-15.0, True), (15.0, False)):
+        site.clock.advance(seconds)
+        page, found = await shown(site, ALICE)
+        assert (page[0]["online"], found["online"]) == (online, online)
+    site.clock.advance(29.9 * 86_400)
+    assert (await shown(site, ALICE))[0]
+    site.clock.advance(0.2 * 86_400)
+    page, found = await shown(site, ALICE)
+    assert page == []
+    assert found["did"] == ALICE.did
+
+
+async def test_what_is_said_of_an_agent_follows_every_change(site: Site) -> None:
+    await site.join(ALICE, count=3)
+    await site.join(BOB)
+
+    async def changes(request: wire.Request, actor: Actor | None, status: int = 200) -> None:
+        before = await shown(site, ALICE)
+        assert await shown(site, ALICE) == before, "asked twice, nothing else"
+        site.clock.advance(1)
+        assert (await site.send(request, actor)).status_code == status
+        assert await shown(site, ALICE) != before
+
+    await changes(wire.fetch_prekeys(ALICE.did), None)
+    await changes(ALICE.publication(5, "merge", first_id=10), ALICE)
+    await changes(wire.update(ALICE.did, capabilities=("alice", "more")), ALICE)
+    await changes(wire.update(ALICE.did, metadata={"display_name": "Al"}), ALICE)
+    site.clock.advance(10)
+    await changes(wire.heartbeat(ALICE.did), ALICE)
+    await changes(wire.reputation(ALICE.did, 1.0), BOB)
+    await changes(MALLORY.registration(site.clock.utc + 1, ("alice",)), None, 201)
+    assert len((await shown(site, ALICE))[0]) == 2
+    assert len((await shown(site, ALICE, limit=1))[0]) == 1, "another question, another answer"
+    said(await site.send(wire.delete_agent(MALLORY.did), MALLORY), 204)
+    assert len((await shown(site, ALICE))[0]) == 1
+    said(await site.send(wire.update(ALICE.did, capabilities=("elsewhere",)), ALICE), 200)
+    assert (await shown(site, ALICE))[0] == []
+    site.clock.advance(1)
+    said(await site.send(wire.delete_agent(ALICE.did), ALICE), 204)
+    said(await site.send(wire.get_agent(ALICE.did)), 404)
+
+
 async def test_long_silent_agents_are_not_found(site: Site) -> None:
     said(await site.send(ALICE.registration()), 201)
     site.clock.advance(30 * 86_400 + 1)
