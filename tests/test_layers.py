@@ -303,7 +303,7 @@ TABLE = {
         never=("sqlite3", "subprocess", "socket"),
     ),
     "registry door": Row(
-        ("mesh_registry.__main__", "mesh_registry.http"),
+        ("mesh_registry.__main__", "mesh_registry.http", "mesh_registry.tls"),
         (*IDENTITY, *WIRE, *LENT, "mesh_registry"),
         ("uvicorn", "uvloop", "httpx"),
     ),

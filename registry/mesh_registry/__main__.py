@@ -21,12 +21,13 @@ from mesh_registry import logs
 from mesh_registry.api import application
 from mesh_registry.config import Config, parse
 from mesh_registry.core import Core
-from mesh_registry.http import TLS_TIMEOUT, bounded
+from mesh_registry.http import bounded
 from mesh_registry.oidc import TokenChecker
 from mesh_registry.parts import Registry
 from mesh_registry.store.memory import MemoryStore
 from mesh_registry.store.protocol import RegistryStore, StoreFailed
 from mesh_registry.store.sqlite import SqliteStore
+from mesh_registry.tls import TlsListener
 from meshlib.clock import Instant
 from meshlib.logs import LogEvent
 from meshlib.serving.certificates import CertificateUnusable, ServerTls
@@ -73,11 +74,11 @@ async def _serve(config: Config, version: str) -> int:
     tls = None if config.tls is None else ServerTls(config.tls)
     with contextlib.ExitStack() as stack:
         listeners = _listen_everywhere(config, stack)
-        registry = _assemble(config, version)
+        registry, exempt = _assemble(config, version), _exempt(config)
         server = _Server(
             uvicorn.Config(
                 application(registry),
-                http=bounded(config.limits, registry.metrics.refused_connections, _exempt(config)),
+                http=bounded(config.limits, registry.metrics.refused_connections, exempt),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -90,7 +91,7 @@ async def _serve(config: Config, version: str) -> int:
             )
         )
         server.registry, server.drain_seconds = registry, config.drain_seconds
-        server.tls = tls
+        server.tls, server.exempt = tls, exempt
         server.announce = lambda: _announce(config, listeners)
         await server.serve(sockets=listeners)
     log.info(LogEvent("stopped"))
@@ -160,21 +161,22 @@ class _Server(uvicorn.Server):
     registry: Registry
     drain_seconds: float
     tls: ServerTls | None
+    exempt: frozenset[str]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # uvicorn knows neither a deadline for handshakes nor sockets with TLS beside those without.
+        # uvicorn knows neither bounds on handshakes nor sockets with TLS beside those without.
         await super().startup([])
-        loop = asyncio.get_running_loop()
         for listener in sockets or []:
-            tls = None if listener.family not in (socket.AF_INET, socket.AF_INET6) else self.tls
-            server = await loop.create_server(
-                self._protocol,
-                sock=listener,
-                backlog=self.config.backlog,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else TLS_TIMEOUT,
-            )
-            self.servers.append(server)
+            if self.tls is None or listener.family not in (socket.AF_INET, socket.AF_INET6):
+                backlog = self.config.backlog
+                loop = asyncio.get_running_loop()
+                self.servers.append(await loop.create_server(self._protocol, sock=listener, backlog=backlog))
+            else:
+                listener.listen(self.config.backlog)
+                refused = self.registry.metrics.refused_connections
+                limits = self.registry.limits
+                door = TlsListener(listener, self.tls, self._protocol, limits, refused, self.exempt)
+                self.servers.append(door)  # type: ignore[arg-type]  # which closes like a server
         if self.started:
             self.announce()
 

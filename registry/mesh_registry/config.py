@@ -40,6 +40,13 @@ class Limits:
     address_connections: int = 500
     """Connections at a time of one address (IPv6: /64 network), so that no single one uses up ``max_connections``.
     Trusted proxies are exempt, and so is loopback unless ``--no-exempt-loopback``."""
+    address_handshake_rate: float = 50.0
+    """TLS handshakes a second of one address, with the same exemptions; connections beyond it are closed before theirs.
+    Each takes half a millisecond, so that an address can take a fortieth of our core."""
+    address_handshake_burst: float = 500.0
+    """Of these at once: as many as an address may have connections."""
+    handshakes: int = 200
+    """Handshakes under way at a time, a quarter of a MiB each. One more, and the oldest is given up."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Config:
     max_connections: int
     """Connections at a time; beyond it answers are 503."""
     exempt_loopback: bool
-    """Whether loopback is exempt from ``limits.address_connections``: a reverse proxy there is one address for all."""
+    """Whether loopback is exempt from limits per address: a reverse proxy there is one address for all."""
     trusted_proxies: str
     """Addresses whose ``X-Forwarded-For`` is believed, comma-separated; ``*`` for all. Empty: none."""
     drain_seconds: float
@@ -213,7 +220,7 @@ def _add_options(serve: argparse.ArgumentParser, environment: Mapping[str, str])
         "--exempt-loopback",
         action=argparse.BooleanOptionalAction,
         default=_flag(preset("exempt-loopback", "true")),
-        help="whether the bound on connections per address leaves out loopback, as a reverse proxy needs (it does)",
+        help="whether bounds on connections per address leave out loopback, as a reverse proxy needs (they do)",
     )
     serve.add_argument("--trusted-proxies", default=preset("trusted-proxies", ""), help="believed for X-Forwarded-For")
     serve.add_argument(

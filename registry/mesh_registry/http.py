@@ -18,9 +18,6 @@ from mesh_registry.core import network
 
 LOOPBACK = ("127.0.0.1", 0)
 
-TLS_TIMEOUT = 10.0
-"""Seconds from the connection to the end of the TLS handshake."""
-
 
 class _Flow(FlowControl):
     """Reads on only when no request waits: what has been read must have been answered first."""

@@ -1,12 +1,13 @@
 """A well-behaved pair of agents that goes on talking, in a process of its own, and says how long everything takes.
 
-``python -m tests.attacks.honest RELAY REGISTRY`` prints ``ready <DID>`` with the DID of the one who listens, then a
-line per lap: ``message <seconds>`` from sending to having it, ``lookup <seconds>`` for a question to the registry.
+``python -m tests.attacks.honest RELAY REGISTRY [CA]`` prints ``ready <DID>`` with the DID of the one who listens, then
+a line per lap: ``message <seconds>`` from sending to having it, ``lookup <seconds>`` for a question to the registry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 
@@ -17,9 +18,10 @@ PAUSE = 0.01
 PATIENCE = 30.0
 
 
-async def talk(relay: str, registry: str) -> None:
+async def talk(relay: str, registry: str, ca: str | None = None) -> None:
     """Talk until the process is ended."""
-    configs = [ClientConfig(name=name, relay_url=relay, registry_url=registry) for name in ("anna", "ben")]
+    tls = None if ca is None else ssl.create_default_context(cafile=ca)
+    configs = [ClientConfig(name=name, relay_url=relay, registry_url=registry, tls=tls) for name in ("anna", "ben")]
     async with MeshClient(configs[0]) as anna, MeshClient(configs[1]) as ben:
         ready = False
         while True:

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.load.wire import UPGRADE, Agent, client_frame, cut
+from tests.certificates import Authority
 from tests.commands import PATIENCE, ROOT, Running, environment, running
 
 MIB = 1024 * 1024
@@ -50,8 +52,9 @@ def until(happened: Callable[[], object], what: str, seconds: float = PATIENCE) 
 class Server:
     """A server process under attack."""
 
-    def __init__(self, process: Running) -> None:
+    def __init__(self, process: Running, trusting: ssl.SSLContext | None = None) -> None:
         self.process = process
+        self._trusting = trusting
         self._asked = 0
         said = process.said()
         self.host, self.port = said["host"], int(said["port"])
@@ -64,14 +67,20 @@ class Server:
         """What ``/metrics`` says, labels included in the names, without ``mesh_relay_`` or ``mesh_registry_``."""
         self._asked += 1  # who watches has an address of its own each time, so as to be in nobody's account
         source = f"127.9.{self._asked // 250}.{self._asked % 250 + 1}"
-        with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source_address=(source, 0))
-        ) as connection:
+        with contextlib.closing(self.connection(source)) as connection:
             connection.request("GET", "/metrics")
             lines = connection.getresponse().read().decode().splitlines()
         lines = [line for line in lines if not line.startswith("#")]
         pairs = [line.rsplit(" ", 1) for line in lines]
         return {name.removeprefix("mesh_").partition("_")[2]: float(value) for name, value in pairs}
+
+    def connection(self, source: str) -> http.client.HTTPConnection:
+        """An honest connection from an address, over TLS where the server speaks it."""
+        if self._trusting is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source_address=(source, 0))
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=PATIENCE, source_address=(source, 0), context=self._trusting
+        )
 
     def counted(self, name: str) -> float:
         """One number of ``/metrics``; 0 as long as it is not there. Without labels: over all of them."""
@@ -101,10 +110,11 @@ def _serve(
 class Pair:
     """The honest pair: its laps, as they come."""
 
-    def __init__(self, relay: Server, registry: Server) -> None:
-        urls = f"ws://127.0.0.1:{relay.port}", f"http://127.0.0.1:{registry.port}"
+    def __init__(self, relay: Server, registry: Server, ca: Path | None = None) -> None:
+        scheme, trusted = ("http", ()) if ca is None else ("https", (str(ca),))
+        urls = f"ws://127.0.0.1:{relay.port}", f"{scheme}://127.0.0.1:{registry.port}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.attacks.honest", *urls],
+            [sys.executable, "-m", "tests.attacks.honest", *urls, *trusted],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=environment(),
@@ -195,14 +205,21 @@ class Siege:
 
 
 @contextmanager
-def siege(folder: Path, relay: dict[str, object], registry: dict[str, object] | None = None) -> Iterator[Siege]:
-    """Both servers on SQLite with these limits, and the honest pair."""
+def siege(
+    folder: Path,
+    relay: dict[str, object],
+    registry: dict[str, object] | None = None,
+    *,
+    authority: Authority | None = None,
+) -> Iterator[Siege]:
+    """Both servers on SQLite with these limits, and the honest pair. With ``authority`` the registry speaks TLS."""
+    certificate = [] if authority is None else authority.issue("registry")
     with (
         _serve("relay", folder, relay, "--no-exempt-loopback") as first,
-        _serve("registry", folder, registry or {}, "--no-exempt-loopback") as second,
+        _serve("registry", folder, registry or {}, "--no-exempt-loopback", *certificate) as second,
     ):
-        servers = Server(first), Server(second)
-        pair = Pair(*servers)
+        servers = Server(first), Server(second, None if authority is None else authority.trusting())
+        pair = Pair(*servers, None if authority is None else authority.ca)
         try:
             pair.wait()
             yield Siege(*servers, pair)
