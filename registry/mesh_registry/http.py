@@ -2,7 +2,7 @@
 
 The parser buffers a header of any length, and a connection may stay silent for ever: both are memory and sockets
 that a stranger spends for us. So are requests sent before earlier ones are answered, and answers nobody reads.
-Bodies are bounded where they are read, in :mod:`mesh_registry.api`.
+How long a body may be is bounded where it is read, in :mod:`mesh_registry.handler`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class _Flow(FlowControl):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose request head is too long or does not end, or that ask faster than they listen.
+    """Closes connections whose request is too long in its head or does not end, or that ask faster than they listen.
 
     Refusals are counted by reason in ``refused``. :func:`bounded` makes a class with limits and counters of its own.
     """
@@ -49,6 +49,8 @@ class BoundedHttp(HttpToolsProtocol):
     _head_size = 0
     _fields_size = 0
     _in_head = True
+    _seconds: float | None = None
+    """What is left of the part of a request that has begun, head or body, must arrive within."""
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -64,10 +66,11 @@ class BoundedHttp(HttpToolsProtocol):
             if self.connected[self._network] > self.limits.address_connections:
                 self._refuse("address", 429)
                 return
-        self._expect_head()
+        self._seconds = self.limits.head_seconds
+        self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_ended()
+        self._arrived()
         self._is_read()
         self.pipeline.clear()
         if self._network:
@@ -121,12 +124,15 @@ class BoundedHttp(HttpToolsProtocol):
         # What came in one piece with a body is no head any more.
         if self._in_head and self._head_size > self.limits.head_size and not self.transport.is_closing():
             self.send_400_response("The request's headers are too long.")
+        # Set here, because nearly all requests arrive in one piece and need none.
+        if self._seconds is not None and self._deadline is None and not self.transport.is_closing():
+            self._set_deadline()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._fields_size = 0
         if self._deadline is None:
-            self._expect_head()
+            self._seconds = self.limits.head_seconds
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -142,7 +148,9 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("the request's headers are too long")  # the parser stops, the client is answered 400
 
     def on_headers_complete(self) -> None:
-        self._head_ended()
+        self._arrived()
+        self._in_head = False
+        self._seconds = self.limits.body_seconds
         full = self.limit_concurrency
         if full is not None and max(len(self.connections), len(self.tasks)) >= full:  # then it is answered 503
             self.refused["crowded"] += 1
@@ -156,24 +164,32 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._arrived()
         self._in_head = True
         self._head_size = 0
 
-    def _expect_head(self) -> None:
-        self._in_head = True
-        self._deadline = self.loop.call_later(self.limits.head_seconds, self._give_up)
+    def _set_deadline(self) -> None:
+        assert self._seconds is not None
+        self._deadline = self.loop.call_later(self._seconds, self._give_up)
 
-    def _head_ended(self) -> None:
-        self._in_head = False
+    def _arrived(self) -> None:
+        self._seconds = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _give_up(self) -> None:
         self._deadline = None
-        if not self._under_way:
+        if self.transport.is_closing():
+            return
+        # Where an earlier request waits for its answer, or this one has its own already, a 408 would pass for that.
+        if self._in_head:
+            first = not self._under_way
+        else:
+            first = not self.pipeline and not self.cycle.response_started
+        if first:
             self._refuse("slow", 408)
-        elif not self.transport.is_closing():  # a 408 would pass for the answer to an earlier request
+        else:
             self.refused["slow"] += 1
             self.transport.close()
 

@@ -185,6 +185,51 @@ def test_later_requests_have_a_deadline_of_their_own(connection: Connection) -> 
     assert len(connection.deadlines) == 1
 
 
+def body_deadlines(connection: Connection) -> list[Timer]:
+    return [one for one in connection.loop.timers if one.delay == LIMITS.body_seconds and not one.cancelled]
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_end_is_given_up_and_whoever_waits_for_it_told(connection: Connection) -> None:
+    connection.protocol.data_received(REQUEST + b"bo")
+    (deadline,) = body_deadlines(connection)
+    connection.protocol.data_received(b"d")
+    assert body_deadlines(connection) == [deadline], "trickling does not win time"
+    deadline.callback()
+    assert connection.transport.written.startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.closed
+    assert connection.protocol.refused == {"slow": 1}
+    connection.protocol.connection_lost(None)
+    assert (await connection.loop.cycles.pop().receive())["type"] == "http.disconnect"
+
+
+def test_a_whole_body_has_no_deadline(connection: Connection) -> None:
+    connection.protocol.data_received(REQUEST + b"bo")
+    connection.protocol.data_received(b"dy")
+    assert body_deadlines(connection) == []
+    connection.protocol.data_received(REQUEST + b"body")
+    assert body_deadlines(connection) == []
+
+
+def test_no_408_for_a_slow_body_passes_for_an_earlier_answer(connection: Connection) -> None:
+    connection.protocol.data_received(GET + REQUEST + b"bo")
+    (deadline,) = body_deadlines(connection)
+    deadline.callback()
+    assert connection.transport.written == b""
+    assert connection.transport.closed
+
+
+@pytest.mark.anyio
+async def test_no_408_follows_an_answer_that_did_not_wait_for_the_body(connection: Connection) -> None:
+    connection.protocol.data_received(REQUEST + b"bo")
+    await connection.respond()
+    answered = connection.transport.written
+    (deadline,) = body_deadlines(connection)
+    deadline.callback()
+    assert connection.transport.written == answered
+    assert connection.transport.closed
+
+
 GET = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
