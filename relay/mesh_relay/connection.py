@@ -355,20 +355,23 @@ class Connection:
         self.broke = status.value
         self.respond(status, "text/plain; charset=utf-8", f"{status.phrase}\n".encode())
 
-    def send(self, payload: bytes) -> None:
-        """Send a text message. Dropped unless the WebSocket is open."""
+    def send(self, *payloads: bytes) -> None:
+        """Send text messages. Dropped unless the WebSocket is open."""
         if self.phase is not Phase.OPEN:
             return
-        length = len(payload)
-        if length < 126:
-            header = _TINY[length]
-        elif length < 65536:
-            header = _medium_header(_TEXT, 126, length)
-        else:
-            header = _large_header(_TEXT, 127, length)
-        self._writes.append(header)
-        self._writes.append(payload)
-        self.waiting += len(header) + length
+        writes, waiting = self._writes, 0
+        for payload in payloads:
+            length = len(payload)
+            if length < 126:
+                header = _TINY[length]
+            elif length < 65536:
+                header = _medium_header(_TEXT, 126, length)
+            else:
+                header = _large_header(_TEXT, 127, length)
+            writes.append(header)
+            writes.append(payload)
+            waiting += len(header) + length
+        self.waiting += waiting
 
     def ping(self) -> None:
         """Send a ping. Dropped unless the WebSocket is open."""

@@ -35,7 +35,7 @@ from mesh_relay.admission import (
 from mesh_relay.config import Durability, Limits
 from mesh_relay.counters import ABNORMAL, OTHER, Counters, FrameReason
 from mesh_relay.envelope import KNOCK, KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
-from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Work
+from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Waiting, Work
 from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MalformedFrame
 from meshlib.identity import Did, parse_did
@@ -60,10 +60,10 @@ _CONGESTED_PAUSE = 0.05  # seconds a sender waits while the disk catches up
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Write this text message to the link."""
+    """Write these text messages to the link, in order."""
 
     link: "Link"
-    payload: bytes
+    payloads: list[bytes]
 
 
 class Close(msgspec.Struct, frozen=True, gc=False):
@@ -127,49 +127,22 @@ class _Pair:
         self.size = 0
 
 
-class _Entry:
+class _Entry(msgspec.Struct, eq=False):
     """A frame on its way: accepted, not yet removed."""
 
-    __slots__ = (
-        "accepted_at",
-        "committed",
-        "control",
-        "id",
-        "mailbox",
-        "pair",
-        "payload",
-        "print",
-        "pushed_at",
-        "replaces",
-        "sender",
-        "seq",
-        "size",
-    )
-
-    def __init__(
-        self,
-        seq: int,
-        mailbox: "_Mailbox",
-        sender: Did,
-        pair: _Pair,
-        frame_id: str,
-        control: bool,
-        accepted_at: float,
-        payload: bytes,
-    ) -> None:
-        self.seq = seq
-        self.mailbox = mailbox
-        self.sender = sender
-        self.pair = pair
-        self.id = frame_id
-        self.control = control
-        self.accepted_at = accepted_at
-        self.payload = payload  # empty once committed
-        self.size = len(payload)
-        self.print = 0  # the fingerprint, taken when the payload goes
-        self.committed = False
-        self.pushed_at = 0.0  # monotonic, of a control frame
-        self.replaces: tuple[int, ...] = ()  # what leaves the inbox in the transaction that brings this one
+    seq: int
+    mailbox: "_Mailbox"
+    sender: Did
+    pair: _Pair
+    id: str
+    control: bool
+    accepted_at: float
+    payload: bytes  # empty once committed
+    size: int
+    print: int = 0  # the fingerprint, taken when the payload goes
+    committed: bool = False
+    pushed_at: float = 0.0  # monotonic, of a control frame
+    replaces: tuple[int, ...] = ()  # what leaves the inbox in the transaction that brings this one
 
 
 class _Mailbox:
@@ -212,13 +185,17 @@ class _Acked:
     def add(self, recipient: Did, sender: Did, frame_id: str, fingerprint: int) -> None:
         while self._count >= self._total:  # once more where all of it is new
             self.rotate()
-        newer, older = self._recipients.get(recipient) or ({}, {})
-        if len(newer) >= self._each:
+        generations = self._recipients.get(recipient)
+        if generations is None:
+            generations = self._recipients[recipient] = {}, {}
+        newer, older = generations
+        before = len(newer)
+        if before >= self._each:
             self._count -= len(older)
-            newer, older = {}, newer
-        self._count += (sender, frame_id) not in newer
+            newer, older = self._recipients[recipient] = {}, newer
+            before = 0
         newer[sender, frame_id] = fingerprint
-        self._recipients[recipient] = newer, older
+        self._count += len(newer) - before
 
     def knows(self, recipient: Did, sender: Did, frame_id: str, payload: bytes) -> bool:
         generations = self._recipients.get(recipient)
@@ -251,7 +228,7 @@ class _Address:
 class Link:
     """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
 
-    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "origin", "queued")
+    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "origin", "outgoing", "queued")
 
     def __init__(self, address: str, origin: _Address | None, nonce: str, now: Instant) -> None:
         self.address = address
@@ -260,6 +237,7 @@ class Link:
         self.opened_at = self.heard_at = now.monotonic
         self.open = True
         self.queued = 0  # bytes sent to it that the network has not taken
+        self.outgoing: list[bytes] | None = None  # what the effect holds that may still grow
         self.binding: _Binding | None = None
 
 
@@ -409,7 +387,17 @@ class RelayCore:
     def effects(self) -> Sequence[Effect]:
         """Take what is to be done, in order."""
         effects, self._effects = self._effects, []
+        for effect in effects:
+            effect.link.outgoing = None
         return effects
+
+    def _send(self, link: Link, payload: bytes) -> None:
+        """One effect per link holds all that is sent to it in a row: an effect costs as much as what is in it."""
+        outgoing = link.outgoing
+        if outgoing is None:
+            outgoing = link.outgoing = []
+            self._effects.append(Send(link, outgoing))
+        outgoing.append(payload)
 
     @property
     def work_waiting(self) -> bool:
@@ -513,6 +501,7 @@ class RelayCore:
     def _close(self, link: Link, code: int, reason: str) -> None:
         if link.open:
             self.lost(link, code)
+            link.outgoing = None
             self._effects.append(Close(link, code, reason))
 
     def heard(self, link: Link, frames: int, now: Instant) -> float:
@@ -565,6 +554,7 @@ class RelayCore:
             if now.monotonic - max(link.heard_at, binding.pinged_at) >= self.limits.ping_seconds:
                 binding.pinged_at = now.monotonic
                 self.counters.sent["ping"] += 1
+                link.outgoing = None
                 self._effects.append(Ping(link))
             if binding.controls:
                 self._settle(binding, link.heard_at - self.limits.handshake_seconds)
@@ -640,7 +630,7 @@ class RelayCore:
         self.counters.sent["error"] += 1
         if not isinstance(frame_id, str) or len(frame_id) > self.limits.id_length:
             frame_id = None
-        self._effects.append(Send(link, envelopes.error(detail, id=frame_id)))
+        self._send(link, envelopes.error(detail, id=frame_id))
 
     # --- connect ------------------------------------------------------------------------------------------------------
 
@@ -659,7 +649,7 @@ class RelayCore:
         self._bind(link, admitted, now)
 
     def _turn_away(self, link: Link, code: int, detail: str, now: Instant) -> None:
-        self._effects.append(Send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc))))
+        self._send(link, envelopes.error(detail, code=code, server_time=timestamp(now.utc)))
         self.counters.sent["error"] += 1
         self._count_refused(code)
         if self._trace is not None:
@@ -700,7 +690,7 @@ class RelayCore:
             self._proofs.append(admitted.proof)
         if admitted.features is not None:
             self.counters.sent["connected"] += 1
-            self._effects.append(Send(link, envelopes.connected(admitted.features, timestamp(now.utc))))
+            self._send(link, envelopes.connected(admitted.features, timestamp(now.utc)))
         if binding.behind:
             self._load(binding)
 
@@ -739,7 +729,7 @@ class RelayCore:
         if kind == KNOCK:
             binding.knocks += 1
         self._seq = seq = self._seq + 1
-        entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw)
+        entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw, size)
         if earlier is not None:
             self._replace(earlier, entry)
         self._count(mailbox, pair, 1, size)
@@ -812,7 +802,7 @@ class RelayCore:
 
     def _push(self, receiver: _Binding, entry: _Entry, payload: bytes) -> None:
         link, mailbox = receiver.link, receiver.mailbox
-        self._effects.append(Send(link, payload))
+        self._send(link, payload)
         if entry.control:
             self.counters.sent[envelopes.kind(payload)] += 1
         else:
@@ -939,7 +929,7 @@ class RelayCore:
     def _receipt(self, binding: _Binding, frame_id: str, state: bytes) -> None:
         if binding.receipts:
             self.counters.receipts[state] += 1
-            self._effects.append(Send(binding.link, envelopes.receipt(frame_id, state)))
+            self._send(binding.link, envelopes.receipt(frame_id, state))
 
     # Knocks and their answers are acked by clients that negotiated features, and only so removed for them. The SDK acks
     # messages alone; unremoved, an old knock_reject would end a healthy session at every reconnect. Its sessions die
@@ -1111,7 +1101,7 @@ class RelayCore:
 
     def _caught_up(self, link: Link) -> None:
         self.counters.sent["pending_messages"] += 1
-        self._effects.append(Send(link, envelopes.CAUGHT_UP))
+        self._send(link, envelopes.CAUGHT_UP)
 
     def take_work(self, now: Instant, *, everything: bool = False) -> Work:
         """Take the next transaction. One at a time: :meth:`stored` or :meth:`failed` must follow.
@@ -1231,23 +1221,29 @@ class RelayCore:
         self._uncount(mailbox, mailbox.pairs[removed.sender], removed.size)
         return True
 
-    def _push_page(self, binding: _Binding, frames: Sequence[StoredFrame], more: bool, now: Instant) -> None:
-        mailbox, expired = binding.mailbox, now.utc - self._ttl
-        for stored in frames:
-            if stored.seq in self._removed or stored.accepted_at < expired:
-                binding.cursor = stored.seq
+    def _push_page(self, binding: _Binding, frames: Sequence[Waiting], more: bool, now: Instant) -> None:
+        mailbox, removed, expired = binding.mailbox, self._removed, now.utc - self._ttl
+        for seq, sender, frame_id, control, accepted_at, frame in frames:
+            if seq in removed or accepted_at < expired:
+                binding.cursor = seq
                 continue
-            entry = self._find(mailbox, stored.id, stored.sender)
-            if entry is None or entry.seq != stored.seq:
-                pair = mailbox.pairs[stored.sender]
-                control = bool(stored.control)
+            entry = self._find(mailbox, frame_id, sender) if frame_id in mailbox.awaiting else None
+            if entry is None or entry.seq != seq:
+                pair = mailbox.pairs[sender]
                 entry = _Entry(
-                    stored.seq, mailbox, stored.sender, pair, stored.id, control, stored.accepted_at, stored.frame
+                    seq,
+                    mailbox,
+                    pair.sender.did,  # one object for all of its frames: hashed once
+                    pair,
+                    frame_id,
+                    bool(control),
+                    accepted_at,
+                    b"",
+                    len(frame),
+                    _fingerprint(frame),
+                    committed=True,
                 )
-                entry.print = _fingerprint(stored.frame)
-                entry.committed = True
-                entry.payload = b""
-            self._push(binding, entry, stored.frame)
+            self._push(binding, entry, frame)
         link, high = binding.link, self.limits.outgoing_high
         if not more and not self._strict:
             # What was accepted after the transaction began is in no page and still in memory, in order.

@@ -41,6 +41,11 @@ class StoredFrame(NamedTuple):
     """As it goes to the recipient."""
 
 
+Waiting = tuple[int, Did, str, bool, float, bytes]
+"""A frame read back for its recipient: seq, sender, id, control, accepted_at and frame, as in :class:`StoredFrame`.
+As the database gives it: to name the members of every row would cost half as much as to read it."""
+
+
 class Usage(NamedTuple):
     """What one recipient keeps of one sender."""
 
@@ -71,7 +76,7 @@ class Load(NamedTuple):
 class Page(NamedTuple):
     """Frames of one recipient; ``more`` says whether others follow."""
 
-    frames: Sequence[StoredFrame]
+    frames: Sequence[Waiting]
     more: bool
 
 

@@ -488,7 +488,7 @@ class RelayServer:
                 if connected is None:
                     continue
                 if isinstance(effect, Send):
-                    connected.connection.send(effect.payload)
+                    connected.connection.send(*effect.payloads)
                     self._dirty[connected] = None
                 elif isinstance(effect, Ping):
                     connected.connection.ping()

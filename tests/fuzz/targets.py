@@ -211,7 +211,8 @@ def relays(data: bytes) -> None:
 def _settle(core: RelayCore, links: list[Link], now: Instant) -> None:
     for effect in core.effects():
         if isinstance(effect, Send):
-            json.loads(effect.payload)
+            for payload in effect.payloads:
+                json.loads(payload)
             core.flushed(effect.link, 0)
         elif isinstance(effect, Close):
             links[links.index(effect.link)] = core.open("192.0.2.9", "nonce", now)

@@ -93,9 +93,10 @@ class RelayProcess(Process):
                 if socket is None:
                     continue
                 if isinstance(effect, Send):
-                    socket.carry("down", effect.payload)
                     wrote[effect.link] = None
-                    self.point("relay pushed")
+                    for payload in effect.payloads:
+                        socket.carry("down", payload)
+                        self.point("relay pushed")
                 elif isinstance(effect, Close):
                     self.sockets.pop(effect.link, None)
                     socket.cut(effect.code, effect.reason, written="down")

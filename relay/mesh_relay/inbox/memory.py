@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from itertools import islice, takewhile
 
-from mesh_relay.records import Contents, Credential, Done, Load, Page, Proof, Removed, StoredFrame, Usage, Work
+from mesh_relay.records import Contents, Credential, Done, Load, Page, Proof, Removed, StoredFrame, Usage, Waiting, Work
 from meshlib.identity import Did
 
 
@@ -82,7 +82,7 @@ class MemoryInbox:
         return Removed(seq, stored.recipient, stored.sender, stored.id, len(stored.frame))
 
     def _load(self, load: Load, work: Work) -> Page:
-        frames: list[StoredFrame] = []
+        frames: list[Waiting] = []
         size = 0
         order = self._order.get(load.recipient, [])
         for position in range(bisect_right(order, load.after), len(order)):
@@ -91,7 +91,7 @@ class MemoryInbox:
                 continue
             if frames and (len(frames) >= work.page_frames or size + len(stored.frame) > work.page_bytes):
                 return Page(frames, True)
-            frames.append(stored)
+            frames.append((stored.seq, *stored[2:]))
             size += len(stored.frame)
         return Page(frames, False)
 

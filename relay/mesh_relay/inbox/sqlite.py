@@ -2,29 +2,34 @@
 
 Row-by-row ``executemany`` beside a busy main thread collapses to under a thousand rows a second, because every row
 takes the interpreter's lock back; one INSERT of many rows keeps above fifty thousand.
+
+Which key is stored already is known in memory (:class:`_Keys`). An index on disk costs as much again as the frames: ids
+are random, so every row dirties a page of its own, to write and once more to delete.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from mesh_relay.records import Contents, Credential, Done, Load, Page, Proof, Removed, StoredFrame, Sweep, Usage, Work
+from mesh_relay.records import Contents, Credential, Done, Load, Page, Proof, Removed, StoredFrame, Sweep, Usage, Waiting, Work
 from meshlib.errors import StoreError
 from meshlib.identity import Did
 
-_SCHEMA = ("001.sql",)
+_SCHEMA = ("001.sql", "002.sql")
 """Upgrades in order; the database's ``user_version`` says how many it has had."""
 
 _ROWS = 500
 """Rows per statement: seven variables each stay far below SQLite's 32,766."""
 
-_COLUMNS = "seq, recipient, sender, id, control, accepted_at, frame"
-_NEXT = f"SELECT {_COLUMNS} FROM frames WHERE recipient = ? AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608  # constants
+_NEXT = """
+    SELECT seq, sender, id, control, accepted_at, frame FROM frames WHERE recipient = ? AND seq > ? ORDER BY seq LIMIT ?
+"""
 _OLDEST = "SELECT seq, recipient, sender, id, length(frame), accepted_at FROM frames ORDER BY seq LIMIT ?"
-_SAME_KEY = "SELECT seq, frame FROM frames WHERE recipient = ? AND sender = ? AND id = ?"
+_EVERYTHING = "SELECT seq, recipient, sender, id, length(frame) FROM frames ORDER BY seq"
+_BY_SEQ = "SELECT recipient, sender, id, frame FROM frames WHERE seq = ?"
 
 
 class SqliteInbox:
@@ -42,6 +47,7 @@ class SqliteInbox:
         self._path = Path(path)
         self._strict = strict
         self._database: sqlite3.Connection | None = None
+        self._keys = _Keys()
 
     def open(self) -> Contents:
         """See :class:`~mesh_relay.inbox.protocol.Inbox`."""
@@ -55,15 +61,11 @@ class SqliteInbox:
             except BaseException:
                 database.close()
                 raise
-            self._database = database
+            self._database, self._keys = database, _Keys()
+            last_seq, usage = self._look_through(database)
             return Contents(
-                database.execute("SELECT coalesce(max(seq), 0) FROM frames").fetchone()[0],
-                [
-                    Usage(Did(recipient), Did(sender), frames, size)
-                    for recipient, sender, frames, size in database.execute(
-                        "SELECT recipient, sender, count(*), sum(length(frame)) FROM frames GROUP BY recipient, sender"
-                    )
-                ],
+                last_seq,
+                usage,
                 [
                     Credential(Did(did), key, bool(challenged))
                     for did, key, challenged in database.execute("SELECT did, key, challenged FROM credentials")
@@ -74,6 +76,16 @@ class SqliteInbox:
                 ],
                 _oldest(database),
             )
+
+    def _look_through(self, database: sqlite3.Connection) -> tuple[int, list[Usage]]:
+        """Learn every key; returns the last number and what each recipient keeps of each sender."""
+        last_seq, counts = 0, dict[tuple[str, str], list[int]]()
+        for last_seq, recipient, sender, frame_id, size in database.execute(_EVERYTHING):  # noqa: B007  # the last one
+            self._keys.add({hash((recipient, sender, frame_id)): last_seq})
+            count = counts.setdefault((recipient, sender), [0, 0])
+            count[0] += 1
+            count[1] += size
+        return last_seq, [Usage(Did(recipient), Did(sender), *count) for (recipient, sender), count in counts.items()]
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")  # a second relay on the same store is refused
@@ -105,6 +117,7 @@ class SqliteInbox:
         if database is None:
             raise StoreError("the inbox is closed")
         with _translated(self._path):
+            added: dict[int, int] = {}
             duplicates: frozenset[int] = frozenset()
             replaced: list[Removed] = []
             expired: list[Removed] = []
@@ -112,7 +125,7 @@ class SqliteInbox:
                 database.execute("BEGIN IMMEDIATE")
                 try:
                     _remove(database, work.removals)
-                    duplicates, replaced = _insert(database, work.frames)
+                    added, duplicates, replaced = self._insert(database, work.frames)
                     database.executemany("INSERT OR REPLACE INTO credentials VALUES (?, ?, ?)", work.credentials)
                     database.executemany("INSERT OR IGNORE INTO proofs VALUES (?, ?, ?)", work.proofs)
                     if work.sweep is not None:
@@ -122,8 +135,44 @@ class SqliteInbox:
                     if database.in_transaction:  # SQLite ends it by itself upon a full disk and the like
                         database.execute("ROLLBACK")
                     raise
+                self._keys.remove([*work.removals, *(removed.seq for removed in expired)])
+                self._keys.add(added)
             pages = [_load(database, load, work.page_frames, work.page_bytes) for load in work.loads]
             return Done(duplicates, replaced, expired, pages, _oldest(database))
+
+    def _insert(
+        self, database: sqlite3.Connection, frames: Sequence[StoredFrame]
+    ) -> tuple[dict[int, int], frozenset[int], list[Removed]]:
+        """Returns the keys that are new, the duplicates, and what was replaced."""
+        added: dict[int, int] = {}
+        plain: list[StoredFrame] = []
+        repeated: list[tuple[int, StoredFrame]] = []
+        for stored in frames:
+            key = hash((stored.recipient, stored.sender, stored.id))
+            if key in added or self._keys.find(key) is not None:
+                repeated.append((key, stored))
+            else:
+                added[key] = stored.seq
+                plain.append(stored)
+        for start in range(0, len(plain), _ROWS):
+            part = plain[start : start + _ROWS]
+            values = [value for stored in part for value in stored]
+            database.execute(f"INSERT INTO frames VALUES {_marks('(?,?,?,?,?,?,?)', len(part))}", values)  # noqa: S608
+        duplicates: set[int] = set()
+        replaced: list[Removed] = []
+        for key, stored in repeated:
+            seq = added.get(key) or self._keys.find(key)
+            row = database.execute(_BY_SEQ, (seq,)).fetchone()
+            # No row: removed in this transaction. Another key: the hashes are equal by chance.
+            if row is not None and row[:3] == (stored.recipient, stored.sender, stored.id):
+                if row[3] == stored.frame:
+                    duplicates.add(stored.seq)
+                    continue
+                database.execute("DELETE FROM frames WHERE seq = ?", (seq,))
+                replaced.append(Removed(seq, stored.recipient, stored.sender, stored.id, len(row[3])))
+            database.execute("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
+            added[key] = stored.seq
+        return added, frozenset(duplicates), replaced
 
     def close(self) -> None:
         """See :class:`~mesh_relay.inbox.protocol.Inbox`."""
@@ -132,38 +181,36 @@ class SqliteInbox:
             self._database = None
 
 
+class _Keys:
+    """The numbers of stored frames, by the hash of (recipient, sender, id).
+
+    Some 120 bytes for a frame. Hashes are Python's own, keyed at random per process: nobody can make them collide.
+    """
+
+    __slots__ = ("_gone", "_seqs")
+
+    def __init__(self) -> None:
+        self._seqs: dict[int, int] = {}
+        self._gone: set[int] = set()  # numbers that may still be in `_seqs`; never more than half as many
+
+    def find(self, key: int) -> int | None:
+        seq = self._seqs.get(key)
+        return None if seq in self._gone else seq
+
+    def add(self, keys: Mapping[int, int]) -> None:
+        self._seqs.update(keys)
+
+    def remove(self, seqs: Iterable[int]) -> None:
+        self._gone.update(seqs)
+        if 2 * len(self._gone) > len(self._seqs):
+            self._seqs = {key: seq for key, seq in self._seqs.items() if seq not in self._gone}
+            self._gone = set()
+
+
 def _remove(database: sqlite3.Connection, seqs: Sequence[int]) -> None:
     for start in range(0, len(seqs), _ROWS):
         part = seqs[start : start + _ROWS]
         database.execute(f"DELETE FROM frames WHERE seq IN ({_marks('?', len(part))})", part)  # noqa: S608  # marks only
-
-
-def _insert(database: sqlite3.Connection, frames: Sequence[StoredFrame]) -> tuple[frozenset[int], list[Removed]]:
-    duplicates: set[int] = set()
-    replaced: list[Removed] = []
-    for start in range(0, len(frames), _ROWS):
-        part = frames[start : start + _ROWS]
-        values = [value for stored in part for value in stored]
-        statement = f"INSERT INTO frames VALUES {_marks('(?,?,?,?,?,?,?)', len(part))} ON CONFLICT DO NOTHING"  # noqa: S608
-        if database.execute(statement, values).rowcount < len(part):
-            _resolve(database, part, duplicates, replaced)
-    return frozenset(duplicates), replaced
-
-
-def _resolve(
-    database: sqlite3.Connection, frames: Sequence[StoredFrame], duplicates: set[int], replaced: list[Removed]
-) -> None:
-    """Some of ``frames`` met a stored one with the same key: take them one by one, in order."""
-    for stored in frames:
-        seq, frame = database.execute(_SAME_KEY, (stored.recipient, stored.sender, stored.id)).fetchone()
-        if seq == stored.seq:
-            continue
-        if frame == stored.frame:
-            duplicates.add(stored.seq)
-            continue
-        database.execute("DELETE FROM frames WHERE seq = ?", (seq,))
-        database.execute("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
-        replaced.append(Removed(seq, stored.recipient, stored.sender, stored.id, len(frame)))
 
 
 def _sweep(database: sqlite3.Connection, sweep: Sweep) -> list[Removed]:
@@ -178,13 +225,12 @@ def _sweep(database: sqlite3.Connection, sweep: Sweep) -> list[Removed]:
 
 
 def _load(database: sqlite3.Connection, load: Load, count: int, size: int) -> Page:
-    frames: list[StoredFrame] = []
+    frames: list[Waiting] = []
     for row in database.execute(_NEXT, (load.recipient, load.after, count + 1)):
-        stored = StoredFrame(*row)
-        size -= len(stored.frame)
+        size -= len(row[5])
         if frames and (len(frames) == count or size < 0):
             return Page(frames, True)
-        frames.append(stored)
+        frames.append(row)
     return Page(frames, False)
 
 

@@ -114,8 +114,8 @@ class Relay:
         wrote = set()
         for effect in self.core.effects():
             if isinstance(effect, Send):
-                self.raw[effect.link].append(effect.payload)
-                self.got[effect.link].append(json.loads(effect.payload))
+                self.raw[effect.link] += effect.payloads
+                self.got[effect.link] += map(json.loads, effect.payloads)
                 wrote.add(effect.link)
             elif isinstance(effect, Ping):
                 self.pings.append(effect.link)
