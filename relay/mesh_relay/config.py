@@ -82,8 +82,9 @@ class Limits:
     """Bytes waiting for a slow reader before its frames go to the inbox only."""
     outgoing_low: int = 256 * 1024
     """Bytes still waiting when the inbox is read again for it."""
-    page_frames: int = 512
-    """Frames read from the inbox at a time, per recipient."""
+    page_frames: int = 2048
+    """Frames read from the inbox at a time, per recipient; and at most ``page_bytes``, which usually are fewer. Small
+    pages cost a transaction, and changes between two threads, for a few frames each."""
     page_bytes: int = 1024 * 1024
     uncommitted_bytes: int = 64 * 1024 * 1024
     """Accepted and not yet on disk. Above it the relay reads more slowly from senders."""

@@ -843,10 +843,14 @@ class RelayCore:
             return
         if binding.superseded and self._is_about_older_copy(binding, envelope):
             return
-        entry = self._meant(binding, frame_id, envelope.sender)
+        entry = mailbox.awaiting.get(frame_id)
         if entry is None:
             return  # acked before, expired, replaced, or of somebody else
-        if mailbox.rivals:
+        sender = envelope.sender
+        if mailbox.rivals or (sender != entry.sender and sender is not msgspec.UNSET):
+            entry = self._meant(binding, entry, sender)
+            if entry is None:
+                return
             self._forget(entry)
         else:
             del mailbox.awaiting[frame_id]
@@ -885,18 +889,15 @@ class RelayCore:
             key = (earlier.sender, earlier.id)
             receiver.superseded[key] = receiver.superseded.get(key, 0) + 1
 
-    def _meant(self, binding: _Binding, frame_id: str, sender: str | msgspec.UnsetType) -> _Entry | None:
-        """The frame an ack is about."""
+    def _meant(self, binding: _Binding, entry: _Entry, sender: str | msgspec.UnsetType) -> _Entry | None:
+        """The frame an ack is about: ``entry`` or a rival."""
         mailbox = binding.mailbox
-        entry = mailbox.awaiting.get(frame_id)
-        if entry is None:
-            return None
         if sender is not msgspec.UNSET:
-            found = entry if entry.sender == sender else self._find(mailbox, frame_id, sender)
+            found = self._find(mailbox, entry.id, sender)
             if found is not None or sender != binding.did:
                 return found
             # Some name themselves, as in every other frame: that says nothing about whose frame it was.
-        rivals = mailbox.rivals.get(frame_id) if mailbox.rivals else None
+        rivals = mailbox.rivals.get(entry.id)
         if not rivals:
             return entry
         # Pushed in order of their numbers. Who acks messages alone does not mean a knock while there is a message.

@@ -4,6 +4,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,17 @@ def test_a_transaction_that_sqlite_has_rolled_back_itself_names_the_cause(tmp_pa
     inbox.close()
 
 
+def test_work_that_was_done_may_come_again(tmp_path: Path) -> None:
+    """Its pages could not be read: then all of it is tried again."""
+    inbox = SqliteInbox(tmp_path / "relay.db")
+    inbox.open()
+    inbox.run(Work([frame(1)]))
+    for _ in range(2):
+        ran(inbox, frame(2), frame(3), frame(4, "x", body=b"older"), frame(5, "x", body=b"newer"), removals=[1])
+        assert load(inbox) == [2, 3, 5]
+    inbox.close()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     path = tmp_path / "new" / "relay.db"
@@ -306,16 +318,27 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == b"something precious" * 100
 
 
-def test_the_cost_of_a_page_does_not_grow_with_depth(tmp_path: Path) -> None:
-    """Counted in steps of SQLite's machine, not in time."""
-    inbox = SqliteInbox(tmp_path / "relay.db")
-    inbox.open()
-    inbox.run(Work([frame(seq, to=BOB if seq % 2 else CAROL) for seq in range(1, 20_001)]))
-    inbox.close()
-    database = sqlite3.connect(tmp_path / "relay.db")
-    plan = database.execute(
-        "EXPLAIN QUERY PLAN SELECT frame FROM frames WHERE recipient = ? AND seq > ? ORDER BY seq LIMIT 9", (BOB, 9)
-    ).fetchall()
+def test_a_store_of_the_first_version_is_upgraded_and_its_copy_kept(tmp_path: Path) -> None:
+    path, copy = tmp_path / "relay.db", tmp_path / "relay.db.v1"
+    first = resources.files("mesh_relay.inbox").joinpath("schema", "001.sql").read_text("utf-8")
+    database = sqlite3.connect(path)
+    database.executescript(f"{first} PRAGMA user_version = 1;")
+    database.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)", [frame(1), frame(2, to=CAROL), frame(4)])
+    database.commit()
     database.close()
-    (step,) = plan
-    assert step[3] == "SEARCH frames USING INDEX frames_by_recipient (recipient=? AND rowid>?)"
+    inbox = SqliteInbox(path)
+    assert inbox.open()[:2] == (4, [Usage(BOB, ALICE, 2, 4), Usage(CAROL, ALICE, 1, 2)])
+    assert ran(inbox, frame(5, "1"), frame(6, "4", body=b"new")) == ({5}, [Removed(4, BOB, ALICE, "4", 2)])
+    assert load(inbox) == [1, 6]
+    inbox.close()
+    database = sqlite3.connect(copy)
+    assert database.execute("SELECT seq FROM frames ORDER BY seq").fetchall() == [(1,), (2,), (4,)]
+    database.close()
+
+
+def test_pages_that_others_are_between_bring_only_ones_own(inbox: Inbox) -> None:
+    inbox.run(Work([frame(seq, to=CAROL if seq % 3 else BOB) for seq in range(1, 3001)]))
+    assert load(inbox, count=5000, size=10**6) == list(range(3, 3001, 3))
+    inbox.run(Work(removals=list(range(1, 2000, 2))))
+    assert load(inbox, count=5000, size=10**6) == [*range(6, 2000, 6), *range(2001, 3001, 3)]
+    assert load(inbox, to=CAROL, after=2996, count=3) == [2998, 2999]

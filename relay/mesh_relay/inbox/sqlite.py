@@ -3,18 +3,31 @@
 Row-by-row ``executemany`` beside a busy main thread collapses to under a thousand rows a second, because every row
 takes the interpreter's lock back; one INSERT of many rows keeps above fifty thousand.
 
-Which key is stored already is known in memory (:class:`_Keys`). An index on disk costs as much again as the frames: ids
-are random, so every row dirties a page of its own, to write and once more to delete.
+The database has no index: which frame is where is known in memory, see :mod:`mesh_relay.inbox.index`.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from mesh_relay.records import Contents, Credential, Done, Load, Page, Proof, Removed, StoredFrame, Sweep, Usage, Waiting, Work
+from mesh_relay.inbox.index import Index, key_of
+from mesh_relay.records import (
+    Contents,
+    Credential,
+    Done,
+    Load,
+    Page,
+    Proof,
+    Removed,
+    StoredFrame,
+    Sweep,
+    Usage,
+    Waiting,
+    Work,
+)
 from meshlib.errors import StoreError
 from meshlib.identity import Did
 
@@ -24,12 +37,10 @@ _SCHEMA = ("001.sql", "002.sql")
 _ROWS = 500
 """Rows per statement: seven variables each stay far below SQLite's 32,766."""
 
-_NEXT = """
-    SELECT seq, sender, id, control, accepted_at, frame FROM frames WHERE recipient = ? AND seq > ? ORDER BY seq LIMIT ?
-"""
+_COLUMNS = "seq, sender, id, control, accepted_at, frame"
 _OLDEST = "SELECT seq, recipient, sender, id, length(frame), accepted_at FROM frames ORDER BY seq LIMIT ?"
 _EVERYTHING = "SELECT seq, recipient, sender, id, length(frame) FROM frames ORDER BY seq"
-_BY_SEQ = "SELECT recipient, sender, id, frame FROM frames WHERE seq = ?"
+_BY_SEQ = "SELECT seq, recipient, sender, id, frame FROM frames WHERE seq = ?"
 
 
 class SqliteInbox:
@@ -47,7 +58,7 @@ class SqliteInbox:
         self._path = Path(path)
         self._strict = strict
         self._database: sqlite3.Connection | None = None
-        self._keys = _Keys()
+        self._index = Index()
 
     def open(self) -> Contents:
         """See :class:`~mesh_relay.inbox.protocol.Inbox`."""
@@ -61,7 +72,7 @@ class SqliteInbox:
             except BaseException:
                 database.close()
                 raise
-            self._database, self._keys = database, _Keys()
+            self._database, self._index = database, Index()
             last_seq, usage = self._look_through(database)
             return Contents(
                 last_seq,
@@ -78,10 +89,10 @@ class SqliteInbox:
             )
 
     def _look_through(self, database: sqlite3.Connection) -> tuple[int, list[Usage]]:
-        """Learn every key; returns the last number and what each recipient keeps of each sender."""
+        """Learn where every frame is; returns the last number and what each recipient keeps of each sender."""
         last_seq, counts = 0, dict[tuple[str, str], list[int]]()
-        for last_seq, recipient, sender, frame_id, size in database.execute(_EVERYTHING):  # noqa: B007  # the last one
-            self._keys.add({hash((recipient, sender, frame_id)): last_seq})
+        for last_seq, recipient, sender, frame_id, size in database.execute(_EVERYTHING):
+            self._index.add(last_seq, Did(recipient), key_of(recipient, sender, frame_id))
             count = counts.setdefault((recipient, sender), [0, 0])
             count[0] += 1
             count[1] += size
@@ -117,7 +128,7 @@ class SqliteInbox:
         if database is None:
             raise StoreError("the inbox is closed")
         with _translated(self._path):
-            added: dict[int, int] = {}
+            added: dict[int, tuple[Did, int]] = {}
             duplicates: frozenset[int] = frozenset()
             replaced: list[Removed] = []
             expired: list[Removed] = []
@@ -135,44 +146,64 @@ class SqliteInbox:
                     if database.in_transaction:  # SQLite ends it by itself upon a full disk and the like
                         database.execute("ROLLBACK")
                     raise
-                self._keys.remove([*work.removals, *(removed.seq for removed in expired)])
-                self._keys.add(added)
-            pages = [_load(database, load, work.page_frames, work.page_bytes) for load in work.loads]
+                self._index.remove([*work.removals, *(removed.seq for removed in replaced)])
+                for seq, (recipient, key) in sorted(added.items()):
+                    self._index.add(seq, recipient, key)
+                self._index.remove([removed.seq for removed in expired])
+            pages = [self._load(database, load, work.page_frames, work.page_bytes) for load in work.loads]
             return Done(duplicates, replaced, expired, pages, _oldest(database))
 
     def _insert(
         self, database: sqlite3.Connection, frames: Sequence[StoredFrame]
-    ) -> tuple[dict[int, int], frozenset[int], list[Removed]]:
-        """Returns the keys that are new, the duplicates, and what was replaced."""
-        added: dict[int, int] = {}
+    ) -> tuple[dict[int, tuple[Did, int]], frozenset[int], list[Removed]]:
+        """Returns what the index has to learn, the duplicates, and what was replaced."""
+        numbers: dict[int, int] = {}  # by key, of this transaction
         plain: list[StoredFrame] = []
-        repeated: list[tuple[int, StoredFrame]] = []
+        repeated: list[tuple[StoredFrame, int]] = []
+        added: dict[int, tuple[Did, int]] = {}
         for stored in frames:
-            key = hash((stored.recipient, stored.sender, stored.id))
-            if key in added or self._keys.find(key) is not None:
-                repeated.append((key, stored))
+            key = key_of(stored.recipient, stored.sender, stored.id)
+            if key in numbers or self._index.find(key) is not None:
+                repeated.append((stored, key))
             else:
-                added[key] = stored.seq
+                numbers[key] = stored.seq
                 plain.append(stored)
+                added[stored.seq] = stored.recipient, key
         for start in range(0, len(plain), _ROWS):
             part = plain[start : start + _ROWS]
             values = [value for stored in part for value in stored]
             database.execute(f"INSERT INTO frames VALUES {_marks('(?,?,?,?,?,?,?)', len(part))}", values)  # noqa: S608
         duplicates: set[int] = set()
         replaced: list[Removed] = []
-        for key, stored in repeated:
-            seq = added.get(key) or self._keys.find(key)
-            row = database.execute(_BY_SEQ, (seq,)).fetchone()
+        for stored, key in repeated:
+            row = database.execute(_BY_SEQ, (numbers.get(key) or self._index.find(key),)).fetchone()
             # No row: removed in this transaction. Another key: the hashes are equal by chance.
-            if row is not None and row[:3] == (stored.recipient, stored.sender, stored.id):
-                if row[3] == stored.frame:
-                    duplicates.add(stored.seq)
+            if row is not None and row[1:4] == (stored.recipient, stored.sender, stored.id):
+                seq, *_, frame = row
+                if frame == stored.frame:
+                    if seq != stored.seq:  # else this very transaction was there before, and its pages failed
+                        duplicates.add(stored.seq)
                     continue
                 database.execute("DELETE FROM frames WHERE seq = ?", (seq,))
-                replaced.append(Removed(seq, stored.recipient, stored.sender, stored.id, len(row[3])))
+                replaced.append(Removed(seq, stored.recipient, stored.sender, stored.id, len(frame)))
+                added.pop(seq, None)
             database.execute("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
-            added[key] = stored.seq
+            numbers[key] = stored.seq
+            added[stored.seq] = stored.recipient, key
         return added, frozenset(duplicates), replaced
+
+    def _load(self, database: sqlite3.Connection, load: Load, count: int, size: int) -> Page:
+        frames: list[Waiting] = []
+        after = load.after
+        while seqs := self._index.after(load.recipient, after, _ROWS):
+            condition, values = _these(seqs)
+            for row in database.execute(f"SELECT {_COLUMNS} FROM frames WHERE {condition} ORDER BY seq", values):  # noqa: S608
+                size -= len(row[5])
+                if frames and (len(frames) == count or size < 0):
+                    return Page(frames, True)
+                frames.append(row)
+            after = seqs[-1]
+        return Page(frames, False)
 
     def close(self) -> None:
         """See :class:`~mesh_relay.inbox.protocol.Inbox`."""
@@ -181,36 +212,18 @@ class SqliteInbox:
             self._database = None
 
 
-class _Keys:
-    """The numbers of stored frames, by the hash of (recipient, sender, id).
-
-    Some 120 bytes for a frame. Hashes are Python's own, keyed at random per process: nobody can make them collide.
-    """
-
-    __slots__ = ("_gone", "_seqs")
-
-    def __init__(self) -> None:
-        self._seqs: dict[int, int] = {}
-        self._gone: set[int] = set()  # numbers that may still be in `_seqs`; never more than half as many
-
-    def find(self, key: int) -> int | None:
-        seq = self._seqs.get(key)
-        return None if seq in self._gone else seq
-
-    def add(self, keys: Mapping[int, int]) -> None:
-        self._seqs.update(keys)
-
-    def remove(self, seqs: Iterable[int]) -> None:
-        self._gone.update(seqs)
-        if 2 * len(self._gone) > len(self._seqs):
-            self._seqs = {key: seq for key, seq in self._seqs.items() if seq not in self._gone}
-            self._gone = set()
-
-
 def _remove(database: sqlite3.Connection, seqs: Sequence[int]) -> None:
-    for start in range(0, len(seqs), _ROWS):
-        part = seqs[start : start + _ROWS]
-        database.execute(f"DELETE FROM frames WHERE seq IN ({_marks('?', len(part))})", part)  # noqa: S608  # marks only
+    ordered = sorted(set(seqs))
+    for start in range(0, len(ordered), _ROWS):
+        condition, values = _these(ordered[start : start + _ROWS])
+        database.execute(f"DELETE FROM frames WHERE {condition}", values)  # noqa: S608  # marks only
+
+
+def _these(seqs: Sequence[int]) -> tuple[str, Sequence[int]]:
+    """What is true for these rows only; ``seqs`` ascends. A range, when no other number is in it."""
+    if seqs[-1] - seqs[0] < len(seqs):
+        return "seq BETWEEN ? AND ?", (seqs[0], seqs[-1])
+    return f"seq IN ({_marks('?', len(seqs))})", seqs
 
 
 def _sweep(database: sqlite3.Connection, sweep: Sweep) -> list[Removed]:
@@ -222,16 +235,6 @@ def _sweep(database: sqlite3.Connection, sweep: Sweep) -> list[Removed]:
         expired.append(Removed(*stored))
     _remove(database, [removed.seq for removed in expired])
     return expired
-
-
-def _load(database: sqlite3.Connection, load: Load, count: int, size: int) -> Page:
-    frames: list[Waiting] = []
-    for row in database.execute(_NEXT, (load.recipient, load.after, count + 1)):
-        size -= len(row[5])
-        if frames and (len(frames) == count or size < 0):
-            return Page(frames, True)
-        frames.append(row)
-    return Page(frames, False)
 
 
 def _oldest(database: sqlite3.Connection) -> float | None:

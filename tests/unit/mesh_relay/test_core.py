@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mesh_relay.core import Link
+from mesh_relay.core import Close, Link, Send
 from mesh_relay.records import Load, Work
 
 from meshlib.identity import Did, Identity
@@ -46,6 +46,23 @@ def test_a_missing_from_is_stamped(relay: Relay) -> None:
     alice, bob = relay.join(ALICE), relay.join(BOB)
     relay.say(alice, message(BOB.did, "1"))
     assert relay.got[bob][0]["from"] == ALICE.did
+
+
+def test_what_is_sent_to_a_socket_in_a_row_is_one_effect_and_closing_ends_the_row(relay: Relay) -> None:
+    alice, bob = relay.join(ALICE), relay.join(BOB)
+    for number in range(3):
+        relay.core.receive(alice, message(BOB.did, str(number)), relay.now)
+        relay.core.receive(alice, b"{}", relay.now)
+    relay.core.receive(alice, b'{"type":"disconnect"}', relay.now)
+    relay.core.receive(alice, b"{}", relay.now)
+    relay.core.receive(bob, b"{}", relay.now)
+    effects = relay.core.effects()
+    assert [(type(effect), effect.link) for effect in effects] == [(Send, bob), (Send, alice), (Close, alice)]
+    assert [len(effect.payloads) for effect in effects if isinstance(effect, Send)] == [4, 3]
+    relay.core.receive(bob, b"{}", relay.now)
+    (effect,) = relay.core.effects()
+    assert isinstance(effect, Send)
+    assert len(effect.payloads) == 1
 
 
 def test_a_foreign_from_is_dropped_with_an_error(relay: Relay) -> None:
