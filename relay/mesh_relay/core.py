@@ -16,7 +16,8 @@ page by page as its queue drains, until nothing is left.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import attrgetter
 
 import msgspec
 
@@ -52,6 +53,8 @@ _FULL: dict[FrameReason, str] = {
     "sender_full": "too much is waiting from you",
     "relay_full": "the relay's store is full",
 }
+
+_PAIR_OF = attrgetter("pair")
 
 _CONGESTED_PAUSE = 0.05  # seconds a sender waits while the disk catches up
 
@@ -182,20 +185,19 @@ class _Acked:
     def __bool__(self) -> bool:
         return bool(self._recipients)
 
-    def add(self, recipient: Did, sender: Did, frame_id: str, fingerprint: int) -> None:
-        while self._count >= self._total:  # once more where all of it is new
-            self.rotate()
-        generations = self._recipients.get(recipient)
-        if generations is None:
-            generations = self._recipients[recipient] = {}, {}
-        newer, older = generations
-        before = len(newer)
-        if before >= self._each:
-            self._count -= len(older)
-            newer, older = self._recipients[recipient] = {}, newer
-            before = 0
-        newer[sender, frame_id] = fingerprint
-        self._count += len(newer) - before
+    def add(self, recipient: Did, sender: Did, fingerprints: Sequence[tuple[str, int]]) -> None:
+        newer, older = self._recipients.setdefault(recipient, ({}, {}))
+        for frame_id, fingerprint in fingerprints:
+            while self._count >= self._total:  # once more where all of it is new
+                self.rotate()
+                newer, older = self._recipients.setdefault(recipient, ({}, {}))
+            before = len(newer)
+            if before >= self._each:
+                self._count -= len(older)
+                newer, older = self._recipients[recipient] = {}, newer
+                before = 0
+            newer[sender, frame_id] = fingerprint
+            self._count += len(newer) - before
 
     def knows(self, recipient: Did, sender: Did, frame_id: str, payload: bytes) -> bool:
         generations = self._recipients.get(recipient)
@@ -391,13 +393,13 @@ class RelayCore:
             effect.link.outgoing = None
         return effects
 
-    def _send(self, link: Link, payload: bytes) -> None:
+    def _send(self, link: Link, *payloads: bytes) -> None:
         """One effect per link holds all that is sent to it in a row: an effect costs as much as what is in it."""
         outgoing = link.outgoing
         if outgoing is None:
             outgoing = link.outgoing = []
             self._effects.append(Send(link, outgoing))
-        outgoing.append(payload)
+        outgoing.extend(payloads)
 
     @property
     def work_waiting(self) -> bool:
@@ -576,11 +578,32 @@ class RelayCore:
 
     def receive(self, link: Link, raw: bytes, now: Instant) -> None:
         """Take one message. Whatever it is, the connection stays, except when it should have been a valid connect."""
-        if not link.open:
-            return
+        self.receive_all(link, (raw,), now)
+
+    def receive_all(self, link: Link, messages: Sequence[bytes], now: Instant) -> int:
+        """Take messages that came together; returns how many, for the last ones find a closed link.
+
+        What an ack brings about is done once for all acks in a row: half of what each costs by itself.
+        """
+        taken = 0
+        acked: list[_Entry] = []
+        try:
+            for raw in messages:
+                if not link.open:
+                    break
+                taken += 1
+                self._take(link, raw, now, acked)
+        finally:
+            if acked:
+                self._complete(acked)
+        return taken
+
+    def _take(self, link: Link, raw: bytes, now: Instant, acked: list[_Entry]) -> None:
+        """Take one message; the frame it acks, if it is such, is left to the caller."""
         try:
             envelope = envelopes.read(raw)
         except MalformedFrame as error:
+            self._complete(acked)
             self.counters.received[OTHER] += 1
             if link.binding is None:
                 self._turn_away(link, NOT_CONNECT, f"the first frame must be connect: {error}", now)
@@ -598,8 +621,11 @@ class RelayCore:
             self._introduce(link, envelope, raw, now)
             return
         if kind == "ack":
-            self._acknowledge(binding, envelope)
-        elif envelope.sender is not msgspec.UNSET and envelope.sender != binding.did:
+            self._acknowledge(binding, envelope, acked)
+            return
+        if acked:
+            self._complete(acked)
+        if envelope.sender is not msgspec.UNSET and envelope.sender != binding.did:
             self._complain(link, "wrong_sender", "from is not the DID of this connection", envelope.id)
         elif kind in ROUTED:
             self._route(binding, envelope, raw, now)
@@ -755,11 +781,11 @@ class RelayCore:
                 return False
             self.counters.retransmitted += 1
             if earlier.committed:
-                self._receipt(binding, frame_id, b"stored")
+                self._receipt(binding, b"stored", frame_id)
             return True
         if self.acked.knows(mailbox.did, binding.did, frame_id, raw):
             self.counters.retransmitted += 1
-            self._receipt(binding, frame_id, b"delivered")
+            self._receipt(binding, b"delivered", frame_id)
             return True
         return False
 
@@ -798,7 +824,7 @@ class RelayCore:
         self._complain(binding.link, reason, _FULL[reason], frame_id)
         if self._trace is not None:
             self._trace("message_refused", {"id": frame_id, "from": binding.did, "to": to, "reason": reason})
-        self._receipt(binding, frame_id, b"refused")
+        self._receipt(binding, b"refused", frame_id)
 
     def _push(self, receiver: _Binding, entry: _Entry, payload: bytes) -> None:
         link, mailbox = receiver.link, receiver.mailbox
@@ -829,8 +855,8 @@ class RelayCore:
 
     # --- ack ----------------------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, binding: _Binding, envelope: Envelope) -> None:
-        """Remove what the recipient has handled.
+    def _acknowledge(self, binding: _Binding, envelope: Envelope, acked: list[_Entry]) -> None:
+        """Find what the recipient has handled, and add it to ``acked``.
 
         Ids are the senders' choice, so ``from``, an extension, says whose frame is meant. An ack without it removes
         one frame, the oldest pushed: a third party that uses somebody else's id would otherwise have the recipient
@@ -856,13 +882,15 @@ class RelayCore:
             del mailbox.awaiting[frame_id]
         binding.earned += 1
         if envelope.unread is True:
+            self._complete(acked)
             self._unread(entry)
         else:
-            self._delivered(entry)
+            acked.append(entry)
         if not binding.acks_everything and not entry.control and entry.seq <= binding.cursor:
             if entry.seq > binding.acked.get(entry.sender, 0):
                 binding.acked[entry.sender] = entry.seq
             if binding.controls:
+                self._complete(acked)
                 self._overtaken(binding, entry.seq)
 
     def _is_about_older_copy(self, binding: _Binding, envelope: Envelope) -> bool:
@@ -903,34 +931,44 @@ class RelayCore:
         # Pushed in order of their numbers. Who acks messages alone does not mean a knock while there is a message.
         return min((entry, *rivals), key=lambda e: (e.control and not binding.acks_everything, e.seq))
 
-    def _delivered(self, entry: _Entry) -> None:
-        self.counters.delivered += 1
-        if self._trace is not None:
-            self._traced("message_delivered", entry)
-        self.acked.add(entry.mailbox.did, entry.sender, entry.id, _print(entry))
-        self._remove(entry)
-        sender = self._mailboxes.get(entry.sender)
-        if sender is not None and sender.binding is not None:
-            self._receipt(sender.binding, entry.id, b"delivered")
+    def _complete(self, acked: list[_Entry]) -> None:
+        """Nothing else may be done before what the acks so far bring about."""
+        self._delivered(acked)
+        acked.clear()
+
+    def _delivered(self, entries: Sequence[_Entry]) -> None:
+        """Their recipients have them. Neighbours mostly are of the same pair."""
+        self.counters.delivered += len(entries)
+        for pair, run in groupby(entries, _PAIR_OF):
+            same = list(run)
+            mailbox, did = same[0].mailbox, pair.sender.did
+            if self._trace is not None:
+                for entry in same:
+                    self._traced("message_delivered", entry)
+            self.acked.add(mailbox.did, did, [(entry.id, _print(entry)) for entry in same])
+            self._remove(mailbox, pair, same)
+            sender = self._mailboxes.get(did)
+            if sender is not None and sender.binding is not None:
+                self._receipt(sender.binding, b"delivered", *[entry.id for entry in same])
 
     def _unread(self, entry: _Entry) -> None:
         # Not remembered as acked: the sender encrypts it anew under the same id, and that copy has to arrive.
         self.counters.unread += 1
         if self._trace is not None:
             self._traced("message_unread", entry)
-        self._remove(entry)
+        self._remove(entry.mailbox, entry.pair, (entry,))
         sender = self._mailboxes.get(entry.sender)
         if sender is not None and sender.binding is not None:
-            self._receipt(sender.binding, entry.id, b"unread")
+            self._receipt(sender.binding, b"unread", entry.id)
 
     def _traced(self, event: str, entry: _Entry, **more: object) -> None:
         assert self._trace is not None
         self._trace(event, {"id": entry.id, "from": entry.sender, "to": entry.mailbox.did, **more})
 
-    def _receipt(self, binding: _Binding, frame_id: str, state: bytes) -> None:
+    def _receipt(self, binding: _Binding, state: bytes, *frame_ids: str) -> None:
         if binding.receipts:
-            self.counters.receipts[state] += 1
-            self._send(binding.link, envelopes.receipt(frame_id, state))
+            self.counters.receipts[state] += len(frame_ids)
+            self._send(binding.link, *[envelopes.receipt(frame_id, state) for frame_id in frame_ids])
 
     # Knocks and their answers are acked by clients that negotiated features, and only so removed for them. The SDK acks
     # messages alone; unremoved, an old knock_reject would end a healthy session at every reconnect. Its sessions die
@@ -965,20 +1003,20 @@ class RelayCore:
         for entry in entries:
             if entry.seq < acked.get(entry.sender, 0):
                 self._forget(entry)
-                self._remove(entry)
+                self._remove(entry.mailbox, entry.pair, (entry,))
                 self.counters.abandoned += 1
                 if self._trace is not None:
                     self._traced("message_abandoned", entry)
                 sender = self._mailboxes.get(entry.sender)
                 if sender is not None and sender.binding is not None:
-                    self._receipt(sender.binding, entry.id, b"unread")
+                    self._receipt(sender.binding, b"unread", entry.id)
 
     def _handled(self, binding: _Binding, entries: Sequence[_Entry]) -> None:
         for entry in entries:
             del binding.controls[entry.seq]
             if self._find(binding.mailbox, entry.id, entry.sender) is entry:  # else acked, expired or replaced before
                 self._forget(entry)
-                self._delivered(entry)
+                self._delivered((entry,))
 
     # --- mailboxes ----------------------------------------------------------------------------------------------------
 
@@ -1015,15 +1053,15 @@ class RelayCore:
         self._frames += frames
         self._size += size
 
-    def _uncount(self, mailbox: _Mailbox, pair: _Pair, size: int) -> None:
+    def _uncount(self, mailbox: _Mailbox, pair: _Pair, frames: int, size: int) -> None:
         sender = pair.sender
-        pair.frames -= 1
+        pair.frames -= frames
         pair.size -= size
-        sender.frames -= 1
+        sender.frames -= frames
         sender.size -= size
-        mailbox.frames -= 1
+        mailbox.frames -= frames
         mailbox.size -= size
-        self._frames -= 1
+        self._frames -= frames
         self._size -= size
         if pair.frames:
             return
@@ -1057,21 +1095,24 @@ class RelayCore:
         if not rivals:
             mailbox.rivals.pop(entry.id, None)
 
-    def _remove(self, entry: _Entry) -> None:
-        """Stop keeping an entry, wherever it is."""
-        self._uncount(entry.mailbox, entry.pair, entry.size)
-        if self._pending.pop(entry.seq, None) is not None:
-            self._pending_size -= entry.size
-            self._removals.extend(entry.replaces)
-        else:
-            self._removals.append(entry.seq)
-            self._removed.add(entry.seq)
+    def _remove(self, mailbox: _Mailbox, pair: _Pair, entries: Sequence[_Entry]) -> None:
+        """Stop keeping entries of one pair, wherever they are."""
+        self._uncount(mailbox, pair, len(entries), sum([entry.size for entry in entries]))
+        pending, removals, removed = self._pending, self._removals, self._removed
+        for entry in entries:
+            seq = entry.seq
+            if pending.pop(seq, None) is not None:
+                self._pending_size -= entry.size
+                removals.extend(entry.replaces)
+            else:
+                removals.append(seq)
+                removed.add(seq)
 
     def _replace(self, earlier: _Entry, entry: _Entry) -> None:
         """Let ``entry`` take the place of ``earlier``, which stays in the inbox until this one is there."""
         self._supersede(earlier)
         self._forget(earlier)
-        self._uncount(earlier.mailbox, earlier.pair, earlier.size)
+        self._uncount(earlier.mailbox, earlier.pair, 1, earlier.size)
         if self._pending.pop(earlier.seq, None) is not None:
             self._pending_size -= earlier.size
             entry.replaces = earlier.replaces
@@ -1082,10 +1123,10 @@ class RelayCore:
     def _redundant(self, entry: _Entry, state: bytes | None) -> None:
         """Drop a pending frame that is a copy of one kept, or of one acked since it came."""
         self.counters.retransmitted += 1
-        self._remove(entry)
+        self._remove(entry.mailbox, entry.pair, (entry,))
         sender = self._mailboxes.get(entry.sender)
         if state is not None and sender is not None and sender.binding is not None:
-            self._receipt(sender.binding, entry.id, state)
+            self._receipt(sender.binding, state, entry.id)
 
     # --- storage ------------------------------------------------------------------------------------------------------
 
@@ -1183,7 +1224,7 @@ class RelayCore:
                     self._trace("message_expired", fields)
                 sender = self._mailboxes.get(removed.sender)
                 if sender is not None and sender.binding is not None:
-                    self._receipt(sender.binding, removed.id, b"expired")
+                    self._receipt(sender.binding, b"expired", removed.id)
         if work.sweep is not None and len(done.expired) == work.sweep.limit:
             self._sweep_due = True  # there may be more
         for binding, page in zip(self._loading, done.pages, strict=True):
@@ -1195,7 +1236,7 @@ class RelayCore:
     def _committed(self, entry: _Entry, *, duplicate: bool) -> None:
         mailbox = entry.mailbox
         if duplicate:  # the very same frame is stored already and keeps its place
-            self._uncount(mailbox, entry.pair, entry.size)
+            self._uncount(mailbox, entry.pair, 1, entry.size)
         else:
             self.counters.stored += 1
             if self._trace is not None:
@@ -1209,7 +1250,7 @@ class RelayCore:
         entry.payload = b""
         sender = self._mailboxes.get(entry.sender)
         if sender is not None and sender.binding is not None:
-            self._receipt(sender.binding, entry.id, b"stored")
+            self._receipt(sender.binding, b"stored", entry.id)
 
     def _gone(self, removed: Removed) -> bool:
         """The store has dropped a frame by itself. False when its ack came at the same time and was counted."""
@@ -1219,7 +1260,7 @@ class RelayCore:
         entry = self._find(mailbox, removed.id, removed.sender)
         if entry is not None and entry.seq == removed.seq:
             self._forget(entry)
-        self._uncount(mailbox, mailbox.pairs[removed.sender], removed.size)
+        self._uncount(mailbox, mailbox.pairs[removed.sender], 1, removed.size)
         return True
 
     def _push_page(self, binding: _Binding, frames: Sequence[Waiting], more: bool, now: Instant) -> None:

@@ -366,14 +366,17 @@ class RelayServer:
         frames = 0
         events = connection.receive(data)
         while True:
+            messages: list[bytes] = []
             for event in events:
+                if type(event) is bytes:
+                    messages.append(event)
+                    continue
+                frames += self._core.receive_all(link, messages, now)
+                messages = []
                 if not link.open:
                     break
-                if type(event) is bytes:
-                    frames += 1
-                    self._core.receive(link, event, now)
-                else:
-                    self._handle(connected, event, now)
+                self._handle(connected, event, now)
+            frames += self._core.receive_all(link, messages, now)
             if link.binding is not None and not connection.trusted:
                 connection.trust(self._limits.frame_size)
             if not connection.held or not link.open:

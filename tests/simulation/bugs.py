@@ -186,7 +186,7 @@ class _DropsWhatItPushed(RelayCore):
         super()._push(receiver, entry, payload)
         if self._find(entry.mailbox, entry.id, entry.sender) is entry:
             self._forget(entry)
-            self._delivered(entry)
+            self._delivered([entry])
 
 
 class _ForgetsOnTheWayOut(RelayCore):
@@ -195,7 +195,7 @@ class _ForgetsOnTheWayOut(RelayCore):
         super().lost(link)
         for entry in list(mailbox.awaiting.values()) if mailbox is not None else ():
             self._forget(entry)
-            self._remove(entry)
+            self._remove(entry.mailbox, entry.pair, [entry])
 
 
 BUGS: dict[str, Bug] = {

@@ -105,8 +105,7 @@ class Relay:
         return link
 
     def say(self, link: Link, *frames: bytes) -> None:
-        for frame in frames:
-            self.core.receive(link, frame, self.now)
+        self.core.receive_all(link, frames, self.now)
         self.core.heard(link, len(frames), self.now)
         self.carry_out()
 

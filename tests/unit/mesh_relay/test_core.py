@@ -644,7 +644,7 @@ def test_who_acks_much_does_not_make_the_relay_forget_what_others_acked() -> Non
 def test_the_memory_of_acks_is_bounded(acked: list[tuple[int, int]]) -> None:
     relay = Relay(acked_each=6, acked_memory=12)
     for recipient, number in acked:
-        relay.core.acked.add(Did(f"did:x:{recipient}"), ALICE.did, str(number), 7)
+        relay.core.acked.add(Did(f"did:x:{recipient}"), ALICE.did, [(str(number), 7)])
         assert len(relay.core.acked) <= 12
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from mesh_relay.core import Link
@@ -13,6 +13,40 @@ from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, Relay, ack, message
 _AGENTS = (ALICE, BOB, CAROL)
 _agents = st.sampled_from(_AGENTS)
 _FEATURES = ["receipts"]
+
+
+_ids = st.sampled_from("1234")
+_frames = st.one_of(
+    st.builds(ack, _ids),
+    st.builds(lambda frame_id, who: ack(frame_id, **{"from": who.did}), _ids, _agents),
+    st.builds(lambda frame_id: ack(frame_id, unread=True), _ids),
+    st.builds(lambda who, frame_id: message(who.did, frame_id), _agents, _ids),
+    st.sampled_from([b'{"type":"fetch_pending"}', b"{}", b"[]", b'{"type":"disconnect"}']),
+)
+
+
+@given(st.lists(_frames, max_size=12), st.booleans(), st.booleans(), st.sampled_from([None, _FEATURES]))
+def test_messages_that_come_together_do_what_each_does_by_itself(
+    frames: list[bytes], waited: bool, stored: bool, features: list[str] | None
+) -> None:
+    outcomes = []
+    for together in (True, False):
+        relay = Relay(acked_each=6)
+        alice, carol = relay.join(ALICE, _FEATURES), relay.join(CAROL, _FEATURES)
+        bob = None if waited else relay.join(BOB, features)
+        for number in "1234":
+            relay.say(alice, message(BOB.did, number))
+            relay.say(carol, message(BOB.did, number, kind="knock" if number == "3" else "message"))
+        if waited or stored:
+            relay.commit()
+        bob = bob or relay.join(BOB, features)
+        relay.commit(everything=False)
+        for batch in [frames] if together else [[frame] for frame in frames]:
+            relay.say(bob, *batch)
+        kept, acked = relay.core.kept, len(relay.core.acked)
+        relay.commit()
+        outcomes.append((kept, acked, [relay.got[link] for link in (alice, bob, carol)], relay.inbox.open().usage))
+    assert outcomes[0] == outcomes[1]
 
 
 class Delivery(RuleBasedStateMachine):
