@@ -239,6 +239,10 @@ TABLE = {
         (
             "mesh_relay.__init__",
             "mesh_relay.core",
+            "mesh_relay.acked",
+            "mesh_relay.addresses",
+            "mesh_relay.links",
+            "mesh_relay.mailboxes",
             "mesh_relay.counters",
             "mesh_relay.connection",
             "mesh_relay.admission",

@@ -1,8 +1,8 @@
 """The relay's decisions: bind, route, store, ack, expire. No sockets, no database, no clock.
 
 Owns who is connected, which frames are on their way to whom, and in which order. Sockets belong to
-:mod:`mesh_relay.connection` and :mod:`mesh_relay.server`, proofs to :mod:`mesh_relay.admission`, disks to
-:mod:`mesh_relay.inbox`. Everything here happens in one task.
+:mod:`mesh_relay.connection` and :mod:`mesh_relay.server`, proofs to :mod:`mesh_relay.admission`, quotas to
+:mod:`mesh_relay.mailboxes`, disks to :mod:`mesh_relay.inbox`. Everything here happens in one task.
 
 The life of a frame: it is *accepted* (numbered, counted against quotas, `pending`), forwarded at once when its
 recipient is connected and up to date, *committed* with others a few milliseconds later, and *removed* upon the
@@ -22,6 +22,8 @@ from operator import attrgetter
 import msgspec
 
 from mesh_relay import envelope as envelopes
+from mesh_relay.acked import Acked
+from mesh_relay.addresses import Addresses, Bucket
 from mesh_relay.admission import (
     IDLE,
     NO_SENDER,
@@ -36,16 +38,15 @@ from mesh_relay.admission import (
 from mesh_relay.config import Durability, Limits
 from mesh_relay.counters import ABNORMAL, OTHER, Counters, FrameReason
 from mesh_relay.envelope import KNOCK, KNOCK_ANSWERS, MESSAGE, ROUTED, Envelope
+from mesh_relay.links import Binding, Link
+from mesh_relay.mailboxes import Entry, Mailbox, Mailboxes, Pair, fingerprint
 from mesh_relay.records import Contents, Credential, Done, Load, Proof, Removed, StoredFrame, Sweep, Waiting, Work
 from meshlib.clock import Instant
 from meshlib.errors import InvalidValue, MalformedFrame
-from meshlib.identity import Did, parse_did
+from meshlib.identity import parse_did
 from meshlib.wire.encoding import timestamp
 
 NORMAL, GOING_AWAY = 1000, 1001
-
-LOOPBACK = "loopback"
-"""The address of local clients that are exempt from limits per address, because a reverse proxy would share one."""
 
 _FULL: dict[FrameReason, str] = {
     "pair_full": "too much is waiting from you for this recipient",
@@ -89,206 +90,6 @@ Effect = Send | Close | Ping
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-class _Bucket:
-    """A token bucket."""
-
-    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
-
-    def __init__(self, rate: float, burst: float, now: Instant) -> None:
-        self._rate, self._burst, self._tokens, self._updated = rate, burst, burst, now.monotonic
-
-    def take(self, count: float, now: Instant) -> float:
-        """Take tokens, into debt if need be; returns the seconds until the debt is paid."""
-        self._tokens = min(self._burst, self._tokens + (now.monotonic - self._updated) * self._rate) - count
-        self._updated = now.monotonic
-        return max(0.0, -self._tokens / self._rate)
-
-    def full(self, now: Instant) -> bool:
-        return self._tokens + (now.monotonic - self._updated) * self._rate >= self._burst
-
-
-class _Sender:
-    """What all mailboxes hold of one sender."""
-
-    __slots__ = ("did", "frames", "recipients", "size")
-
-    def __init__(self, did: Did) -> None:
-        self.did = did
-        self.frames = 0
-        self.size = 0
-        self.recipients = 0
-
-
-class _Pair:
-    """What one mailbox holds of one sender."""
-
-    __slots__ = ("frames", "sender", "size")
-
-    def __init__(self, sender: _Sender) -> None:
-        self.sender = sender
-        self.frames = 0
-        self.size = 0
-
-
-class _Entry(msgspec.Struct, eq=False):
-    """A frame on its way: accepted, not yet removed."""
-
-    seq: int
-    mailbox: "_Mailbox"
-    sender: Did
-    pair: _Pair
-    id: str
-    control: bool
-    accepted_at: float
-    payload: bytes  # empty once committed
-    size: int
-    print: int = 0  # the fingerprint, taken when the payload goes
-    committed: bool = False
-    pushed_at: float = 0.0  # monotonic, of a control frame
-    replaces: tuple[int, ...] = ()  # what leaves the inbox in the transaction that brings this one
-
-
-class _Mailbox:
-    """One recipient: connected, or with frames waiting, or both."""
-
-    __slots__ = ("awaiting", "binding", "did", "frames", "pairs", "rivals", "size")
-
-    def __init__(self, did: Did) -> None:
-        self.did = did
-        self.binding: _Binding | None = None
-        self.frames = 0
-        self.size = 0
-        self.pairs: dict[Did, _Pair] = {}
-        # Pushed to a socket of this recipient and not acked, by id. It outlives the socket: an ack that was lost with
-        # it may come on the next one. Only what is in here can be acked, so nobody's frame is removed through the id
-        # of another's. Further senders' frames with the same id are in `rivals`.
-        self.awaiting: dict[str, _Entry] = {}
-        self.rivals: dict[str, list[_Entry]] = {}
-
-
-class _Acked:
-    """Fingerprints of frames that were acked, by (sender, id) for each recipient.
-
-    Each recipient has two generations: when the newer one is full it becomes the older, and that one is forgotten.
-    """
-
-    __slots__ = ("_count", "_each", "_recipients", "_total")
-
-    def __init__(self, each: int, total: int) -> None:
-        self._each, self._total = max(1, each // 2), total
-        self._recipients: dict[Did, tuple[dict[tuple[Did, str], int], dict[tuple[Did, str], int]]] = {}
-        self._count = 0  # in all
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __bool__(self) -> bool:
-        return bool(self._recipients)
-
-    def add(self, recipient: Did, sender: Did, fingerprints: Sequence[tuple[str, int]]) -> None:
-        newer, older = self._recipients.setdefault(recipient, ({}, {}))
-        for frame_id, fingerprint in fingerprints:
-            while self._count >= self._total:  # once more where all of it is new
-                self.rotate()
-                newer, older = self._recipients.setdefault(recipient, ({}, {}))
-            before = len(newer)
-            if before >= self._each:
-                self._count -= len(older)
-                newer, older = self._recipients[recipient] = {}, newer
-                before = 0
-            newer[sender, frame_id] = fingerprint
-            self._count += len(newer) - before
-
-    def knows(self, recipient: Did, sender: Did, frame_id: str, payload: bytes) -> bool:
-        generations = self._recipients.get(recipient)
-        if generations is None:
-            return False
-        known = generations[0].get((sender, frame_id)) or generations[1].get((sender, frame_id))
-        return known is not None and known == _fingerprint(payload)
-
-    def rotate(self) -> None:
-        """What was there at the last rotation goes."""
-        self._recipients = {did: ({}, newer) for did, (newer, _) in self._recipients.items() if newer}
-        self._count = sum(len(older) for _, older in self._recipients.values())
-
-
-class _Address:
-    """What one remote address may still do."""
-
-    __slots__ = ("connects", "failures", "frames", "knocks")
-
-    def __init__(self, limits: Limits, now: Instant) -> None:
-        self.connects = _Bucket(limits.address_rate, limits.address_burst, now)
-        self.failures = _Bucket(limits.bad_proof_rate, limits.bad_proof_burst, now)
-        self.frames = _Bucket(limits.address_frame_rate, limits.address_frame_burst, now)
-        self.knocks = _Bucket(limits.address_knock_rate, limits.address_knock_burst, now)
-
-    def unused(self, now: Instant) -> bool:
-        return all(bucket.full(now) for bucket in (self.connects, self.failures, self.frames, self.knocks))
-
-
-class Link:
-    """One WebSocket as the core sees it. Until ``binding`` is set it has proved nothing."""
-
-    __slots__ = ("address", "binding", "heard_at", "nonce", "open", "opened_at", "origin", "outgoing", "queued")
-
-    def __init__(self, address: str, origin: _Address | None, nonce: str, now: Instant) -> None:
-        self.address = address
-        self.origin = origin  # what its address may do; None for loopback
-        self.nonce = nonce
-        self.opened_at = self.heard_at = now.monotonic
-        self.open = True
-        self.queued = 0  # bytes sent to it that the network has not taken
-        self.outgoing: list[bytes] | None = None  # what the effect holds that may still grow
-        self.binding: _Binding | None = None
-
-
-class _Binding:
-    """A link that speaks as an agent."""
-
-    __slots__ = (
-        "acked",
-        "acks_everything",
-        "behind",
-        "bucket",
-        "controls",
-        "cursor",
-        "did",
-        "earned",
-        "fetching",
-        "knocks",
-        "knocks_bucket",
-        "link",
-        "loading",
-        "mailbox",
-        "pinged_at",
-        "receipts",
-        "superseded",
-        "verified",
-    )
-
-    def __init__(self, link: Link, mailbox: _Mailbox, admitted: Admitted, bucket: _Bucket) -> None:
-        self.link = link
-        self.mailbox = mailbox
-        self.did = mailbox.did
-        self.verified = admitted.verified
-        self.receipts = "receipts" in (admitted.features or ())
-        self.acks_everything = admitted.features is not None
-        self.bucket = bucket
-        self.knocks_bucket: _Bucket | None = None  # from the first knock on
-        self.knocks = 0  # since it was heard last
-        self.earned = 0  # acks since then that others have paid for: each removed a frame of theirs
-        self.cursor = 0
-        self.behind = mailbox.frames > 0
-        self.loading = False
-        self.pinged_at = 0.0
-        self.fetching = False  # a fetch_pending waits for its answer
-        self.acked: dict[Did, int] = {}  # the highest number acked, by sender; only for clients of the SDK's kind
-        self.controls: dict[int, _Entry] = {}  # pushed here, by number; only for clients that do not ack them
-        # Copies pushed here that a newer one has replaced and that were not answered yet, by (sender, id).
-        self.superseded: dict[tuple[str, str], int] = {}
-
-
 Trace = Callable[[str, Mapping[str, object]], None]
 """Told an event and its fields: who came and went, and what became of each frame. Never what is in one."""
 
@@ -308,7 +109,6 @@ class RelayCore:
         "_credentials",
         "_doorkeeper",
         "_effects",
-        "_frames",
         "_handshakes",
         "_loading",
         "_loads",
@@ -321,16 +121,13 @@ class RelayCore:
         "_removed",
         "_ripe",
         "_rotate_at",
-        "_senders",
         "_seq",
-        "_size",
         "_strict",
         "_sweep_at",
         "_sweep_due",
         "_trace",
         "_ttl",
         "_unproven",
-        "_waiting",
         "acked",
         "counters",
         "limits",
@@ -358,31 +155,27 @@ class RelayCore:
         self._seq = contents.last_seq
         self._effects: list[Effect] = []
         self._unproven: dict[Link, None] = {}  # in order of arrival
-        self._bindings: dict[Link, _Binding] = {}
-        self._mailboxes: dict[str, _Mailbox] = {}
-        self._senders: dict[Did, _Sender] = {}
-        self._frames = 0
-        self._size = 0
-        self._waiting = 0  # mailboxes that hold frames
+        self._bindings: dict[Link, Binding] = {}
+        self._mailboxes = Mailboxes(limits)
         for usage in contents.usage:
-            mailbox = self._mailbox(usage.recipient)
-            self._count(mailbox, self._pair(mailbox, usage.sender), usage.frames, usage.size)
+            mailbox = self._mailboxes.of(usage.recipient)
+            self._mailboxes.count(mailbox, self._mailboxes.pair(mailbox, usage.sender), usage.frames, usage.size)
         self._oldest_stored = contents.oldest
-        self._pending: dict[int, _Entry] = {}  # accepted, in order; not in any transaction yet
+        self._pending: dict[int, Entry] = {}  # accepted, in order; not in any transaction yet
         self._pending_size = 0
         self._ripe = 0  # pending frames up to this number are due
-        self._committing: dict[int, _Entry] = {}
+        self._committing: dict[int, Entry] = {}
         self._removals: list[int] = []
         self._removed: set[int] = set()  # removals that have not been committed
         self._credentials: list[Credential] = []
         self._proofs: list[Proof] = []
-        self._loads: list[_Binding] = []
-        self._loading: list[_Binding] = []
+        self._loads: list[Binding] = []
+        self._loading: list[Binding] = []
         self._sweep_at = self._rotate_at = now.monotonic
         self._sweep_due = False
-        self.acked = _Acked(limits.acked_each, limits.acked_memory)
-        self._addresses: dict[str, _Address] = {}
-        self._handshakes = _Bucket(limits.tls_rate, limits.tls_burst, now)
+        self.acked = Acked(limits.acked_each, limits.acked_memory)
+        self._addresses = Addresses(limits)
+        self._handshakes = Bucket(limits.tls_rate, limits.tls_burst, now)
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -431,7 +224,7 @@ class RelayCore:
     @property
     def kept(self) -> tuple[int, int, int]:
         """Frames kept, their bytes, and the agents they wait for."""
-        return self._frames, self._size, self._waiting
+        return self._mailboxes.frames, self._mailboxes.size, self._mailboxes.recipients
 
     @property
     def oldest(self) -> float | None:
@@ -450,29 +243,20 @@ class RelayCore:
 
     def welcome(self, address: str, now: Instant) -> bool:
         """Whether a new socket from this address may come in: not when one of its buckets is empty."""
-        if address == LOOPBACK:
+        origin = self._addresses.of(address, now)
+        if origin is None:
             return True
-        origin = self._address(address, now)
         if origin.failures.take(0, now) or origin.connects.take(1, now):
             self.counters.turned_away += 1
             return False
         return True
-
-    def _address(self, address: str, now: Instant) -> _Address:
-        origin = self._addresses.get(address)
-        if origin is None:
-            # Whoever has many addresses has no use of them to make the relay's memory grow.
-            if len(self._addresses) >= self.limits.addresses:
-                del self._addresses[next(iter(self._addresses))]
-            origin = self._addresses[address] = _Address(self.limits, now)
-        return origin
 
     def open(self, address: str, nonce: str, now: Instant) -> Link:
         """A WebSocket has been opened; its 101 response carried ``nonce``."""
         if len(self._unproven) >= self.limits.unproven:
             self._count_refused(NOT_PROVEN)
             self._close(next(iter(self._unproven)), NOT_PROVEN, "too many sockets wait for their proof")
-        link = Link(address, None if address == LOOPBACK else self._address(address, now), nonce, now)
+        link = Link(address, self._addresses.of(address, now), nonce, now)
         self._unproven[link] = None
         return link
 
@@ -498,7 +282,7 @@ class RelayCore:
                 self._trace("agent_disconnected", {"did": binding.did, "code": code})
             binding.mailbox.binding = None
             self._abandon(binding)
-            self._drop_if_idle(binding.mailbox)
+            self._mailboxes.drop_if_idle(binding.mailbox)
 
     def _close(self, link: Link, code: int, reason: str) -> None:
         if link.open:
@@ -527,10 +311,10 @@ class RelayCore:
             self.counters.throttled += 1
         return pause
 
-    def _count_knocks(self, binding: _Binding, now: Instant) -> float:
+    def _count_knocks(self, binding: Binding, now: Instant) -> float:
         knocks, binding.knocks = binding.knocks, 0
         if binding.knocks_bucket is None:
-            binding.knocks_bucket = _Bucket(self.limits.knock_rate, self.limits.knock_burst, now)
+            binding.knocks_bucket = Bucket(self.limits.knock_rate, self.limits.knock_burst, now)
         pause = binding.knocks_bucket.take(knocks, now)
         origin = binding.link.origin
         return pause if origin is None else max(pause, origin.knocks.take(knocks, now))
@@ -566,7 +350,7 @@ class RelayCore:
         if now.monotonic >= self._sweep_at:
             self._sweep_at = now.monotonic + self.limits.sweep_seconds
             self._sweep_due = True
-            self._addresses = {address: origin for address, origin in self._addresses.items() if not origin.unused(now)}
+            self._addresses.forget_unused(now)
             self._doorkeeper.forget_stale(now)
 
     def shut_down(self) -> None:
@@ -586,7 +370,7 @@ class RelayCore:
         What an ack brings about is done once for all acks in a row: half of what each costs by itself.
         """
         taken = 0
-        acked: list[_Entry] = []
+        acked: list[Entry] = []
         try:
             for raw in messages:
                 if not link.open:
@@ -598,7 +382,7 @@ class RelayCore:
                 self._complete(acked)
         return taken
 
-    def _take(self, link: Link, raw: bytes, now: Instant, acked: list[_Entry]) -> None:
+    def _take(self, link: Link, raw: bytes, now: Instant, acked: list[Entry]) -> None:
         """Take one message; the frame it acks, if it is such, is left to the caller."""
         try:
             envelope = envelopes.read(raw)
@@ -693,18 +477,18 @@ class RelayCore:
         self.counters.refused_connects[code] = self.counters.refused_connects.get(code, 0) + 1
 
     def _bind(self, link: Link, admitted: Admitted, now: Instant) -> None:
-        mailbox = self._mailbox(admitted.did)
+        mailbox = self._mailboxes.of(admitted.did)
         before, knocks_bucket = mailbox.binding, None
         if before is not None:
             bucket, knocks_bucket = before.bucket, before.knocks_bucket
             self.counters.replaced += 1
             self._close(before.link, REPLACED, "replaced by a newer connection of this DID")
         else:
-            bucket = _Bucket(self.limits.frame_rate, self.limits.frame_burst, now)
+            bucket = Bucket(self.limits.frame_rate, self.limits.frame_burst, now)
         del self._unproven[link]
-        binding = _Binding(link, mailbox, admitted, bucket)
+        binding = Binding(link, mailbox, admitted, bucket)
         binding.knocks_bucket = knocks_bucket
-        self._mailboxes[admitted.did] = mailbox
+        self._mailboxes.add(mailbox)
         mailbox.binding = link.binding = self._bindings[link] = binding
         self.counters.connects += 1
         if self._trace is not None:
@@ -722,7 +506,7 @@ class RelayCore:
 
     # --- route --------------------------------------------------------------------------------------------------------
 
-    def _route(self, binding: _Binding, envelope: Envelope, raw: bytes, now: Instant) -> None:
+    def _route(self, binding: Binding, envelope: Envelope, raw: bytes, now: Instant) -> None:
         link, frame_id, to = binding.link, envelope.id, envelope.recipient
         if frame_id is msgspec.UNSET or not 0 < len(frame_id) <= self.limits.id_length:
             self._complain(link, "no_id", f"id is a text of 1 to {self.limits.id_length} characters")
@@ -739,26 +523,26 @@ class RelayCore:
         mailbox = self._mailboxes.get(to)
         if mailbox is None:
             try:
-                mailbox = _Mailbox(parse_did(to))
+                mailbox = Mailbox(parse_did(to))
             except InvalidValue as error:
                 self._complain(link, "wrong_recipient", f"to: {error}", frame_id)
                 return
-        earlier = self._find(mailbox, frame_id, binding.did) if mailbox.awaiting else None
+        earlier = mailbox.find(frame_id, binding.did) if mailbox.awaiting else None
         if (earlier or self.acked) and self._known(binding, mailbox, frame_id, earlier, raw):
             return
-        pair = self._pair(mailbox, binding.did)
+        pair = self._mailboxes.pair(mailbox, binding.did)
         size = len(raw)
-        if refusal := self._over_quota(mailbox, pair, size, earlier):
+        if refusal := self._mailboxes.over_quota(mailbox, pair, size, earlier):
             self._refuse(binding, to, frame_id, refusal)
             return
         kind = envelope.type
         if kind == KNOCK:
             binding.knocks += 1
         self._seq = seq = self._seq + 1
-        entry = _Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw, size)
+        entry = Entry(seq, mailbox, binding.did, pair, frame_id, kind != MESSAGE, now.utc, raw, size)
         if earlier is not None:
             self._replace(earlier, entry)
-        self._count(mailbox, pair, 1, size)
+        self._mailboxes.count(mailbox, pair, 1, size)
         self._pending[seq] = entry
         self._pending_size += size
         self.counters.routed += 1
@@ -770,14 +554,14 @@ class RelayCore:
         if kind in KNOCK_ANSWERS and binding.controls and envelope.knock_id is not msgspec.UNSET:
             self._answered(binding, to, envelope.knock_id)
 
-    def _known(self, binding: _Binding, mailbox: _Mailbox, frame_id: str, earlier: _Entry | None, raw: bytes) -> bool:
+    def _known(self, binding: Binding, mailbox: Mailbox, frame_id: str, earlier: Entry | None, raw: bytes) -> bool:
         """Deal with a retransmission: the same bytes of the same sender and id are not delivered twice.
 
         An SDK ends its session over a duplicate. Other bytes under the same id are the message encrypted anew,
         for a recipient that could not read the first: they take its place.
         """
         if earlier is not None:
-            if _print(earlier) != _fingerprint(raw):
+            if earlier.fingerprint() != fingerprint(raw):
                 return False
             self.counters.retransmitted += 1
             if earlier.committed:
@@ -789,44 +573,16 @@ class RelayCore:
             return True
         return False
 
-    def _was_acked(self, entry: _Entry) -> bool:
+    def _was_acked(self, entry: Entry) -> bool:
         return self.acked.knows(entry.mailbox.did, entry.sender, entry.id, entry.payload)
 
-    def _over_quota(self, mailbox: _Mailbox, pair: _Pair, size: int, earlier: _Entry | None) -> FrameReason | None:
-        """Why there is no room for a frame of this size, in place of ``earlier``."""
-        limits, more = self.limits, 1
-        if earlier is not None:
-            more, size = 0, size - earlier.size
-        if pair.frames + more > limits.pair_frames or pair.size + size > limits.pair_bytes:
-            return "pair_full"
-        if mailbox.frames + more > limits.recipient_frames or mailbox.size + size > limits.recipient_bytes:
-            return "recipient_full"
-        receiver = mailbox.binding
-        if (
-            receiver is not None
-            and not receiver.behind
-            and mailbox.frames + more <= limits.live_frames
-            and mailbox.size + size <= limits.live_bytes
-        ):
-            return None  # it goes straight through: what others left lying about is no reason to refuse it
-        sender = pair.sender
-        if (
-            sender.frames + more > limits.sender_frames
-            or sender.size + size > limits.sender_bytes
-            or (not pair.frames and sender.recipients >= limits.sender_recipients)
-        ):
-            return "sender_full"
-        if self._frames + more > limits.total_frames or self._size + size > limits.total_bytes:
-            return "relay_full"
-        return None
-
-    def _refuse(self, binding: _Binding, to: str, frame_id: str, reason: FrameReason) -> None:
+    def _refuse(self, binding: Binding, to: str, frame_id: str, reason: FrameReason) -> None:
         self._complain(binding.link, reason, _FULL[reason], frame_id)
         if self._trace is not None:
             self._trace("message_refused", {"id": frame_id, "from": binding.did, "to": to, "reason": reason})
         self._receipt(binding, b"refused", frame_id)
 
-    def _push(self, receiver: _Binding, entry: _Entry, payload: bytes) -> None:
+    def _push(self, receiver: Binding, entry: Entry, payload: bytes) -> None:
         link, mailbox = receiver.link, receiver.mailbox
         self._send(link, payload)
         if entry.control:
@@ -855,7 +611,7 @@ class RelayCore:
 
     # --- ack ----------------------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, binding: _Binding, envelope: Envelope, acked: list[_Entry]) -> None:
+    def _acknowledge(self, binding: Binding, envelope: Envelope, acked: list[Entry]) -> None:
         """Find what the recipient has handled, and add it to ``acked``.
 
         Ids are the senders' choice, so ``from``, an extension, says whose frame is meant. An ack without it removes
@@ -877,7 +633,7 @@ class RelayCore:
             entry = self._meant(binding, entry, sender)
             if entry is None:
                 return
-            self._forget(entry)
+            entry.mailbox.forget(entry)
         else:
             del mailbox.awaiting[frame_id]
         binding.earned += 1
@@ -893,7 +649,7 @@ class RelayCore:
                 self._complete(acked)
                 self._overtaken(binding, entry.seq)
 
-    def _is_about_older_copy(self, binding: _Binding, envelope: Envelope) -> bool:
+    def _is_about_older_copy(self, binding: Binding, envelope: Envelope) -> bool:
         """Whether a complaint may be about a copy that has been replaced since it was pushed.
 
         The recipient answers each copy it gets, in whatever order. Until it has answered them all a complaint says
@@ -908,7 +664,7 @@ class RelayCore:
             binding.superseded[key] = unanswered - 1
         return True
 
-    def _supersede(self, earlier: _Entry) -> None:
+    def _supersede(self, earlier: Entry) -> None:
         """A newer copy takes the place of ``earlier``: an answer to that one may be on its way."""
         receiver = earlier.mailbox.binding
         if receiver is None or not receiver.acks_everything or earlier.seq > receiver.cursor:
@@ -917,11 +673,11 @@ class RelayCore:
             key = (earlier.sender, earlier.id)
             receiver.superseded[key] = receiver.superseded.get(key, 0) + 1
 
-    def _meant(self, binding: _Binding, entry: _Entry, sender: str | msgspec.UnsetType) -> _Entry | None:
+    def _meant(self, binding: Binding, entry: Entry, sender: str | msgspec.UnsetType) -> Entry | None:
         """The frame an ack is about: ``entry`` or a rival."""
         mailbox = binding.mailbox
         if sender is not msgspec.UNSET:
-            found = self._find(mailbox, entry.id, sender)
+            found = mailbox.find(entry.id, sender)
             if found is not None or sender != binding.did:
                 return found
             # Some name themselves, as in every other frame: that says nothing about whose frame it was.
@@ -931,12 +687,12 @@ class RelayCore:
         # Pushed in order of their numbers. Who acks messages alone does not mean a knock while there is a message.
         return min((entry, *rivals), key=lambda e: (e.control and not binding.acks_everything, e.seq))
 
-    def _complete(self, acked: list[_Entry]) -> None:
+    def _complete(self, acked: list[Entry]) -> None:
         """Nothing else may be done before what the acks so far bring about."""
         self._delivered(acked)
         acked.clear()
 
-    def _delivered(self, entries: Sequence[_Entry]) -> None:
+    def _delivered(self, entries: Sequence[Entry]) -> None:
         """Their recipients have them. Neighbours mostly are of the same pair."""
         self.counters.delivered += len(entries)
         for pair, run in groupby(entries, _PAIR_OF):
@@ -945,13 +701,13 @@ class RelayCore:
             if self._trace is not None:
                 for entry in same:
                     self._traced("message_delivered", entry)
-            self.acked.add(mailbox.did, did, [(entry.id, _print(entry)) for entry in same])
+            self.acked.add(mailbox.did, did, [(entry.id, entry.fingerprint()) for entry in same])
             self._remove(mailbox, pair, same)
             sender = self._mailboxes.get(did)
             if sender is not None and sender.binding is not None:
                 self._receipt(sender.binding, b"delivered", *[entry.id for entry in same])
 
-    def _unread(self, entry: _Entry) -> None:
+    def _unread(self, entry: Entry) -> None:
         # Not remembered as acked: the sender encrypts it anew under the same id, and that copy has to arrive.
         self.counters.unread += 1
         if self._trace is not None:
@@ -961,11 +717,11 @@ class RelayCore:
         if sender is not None and sender.binding is not None:
             self._receipt(sender.binding, b"unread", entry.id)
 
-    def _traced(self, event: str, entry: _Entry, **more: object) -> None:
+    def _traced(self, event: str, entry: Entry, **more: object) -> None:
         assert self._trace is not None
         self._trace(event, {"id": entry.id, "from": entry.sender, "to": entry.mailbox.did, **more})
 
-    def _receipt(self, binding: _Binding, state: bytes, *frame_ids: str) -> None:
+    def _receipt(self, binding: Binding, state: bytes, *frame_ids: str) -> None:
         if binding.receipts:
             self.counters.receipts[state] += len(frame_ids)
             self._send(binding.link, *[envelopes.receipt(frame_id, state) for frame_id in frame_ids])
@@ -976,16 +732,16 @@ class RelayCore:
     # past it: it acked a message pushed later, answered the knock, or has sent anything a minute after. A socket that
     # dies before leaves the frame for the next one.
 
-    def _overtaken(self, binding: _Binding, seq: int) -> None:
+    def _overtaken(self, binding: Binding, seq: int) -> None:
         self._handled(binding, list(takewhile(lambda entry: entry.seq < seq, binding.controls.values())))
 
-    def _settle(self, binding: _Binding, pushed_before: float) -> None:
+    def _settle(self, binding: Binding, pushed_before: float) -> None:
         self._handled(
             binding, list(takewhile(lambda entry: entry.pushed_at <= pushed_before, binding.controls.values()))
         )
 
-    def _answered(self, binding: _Binding, knocker: str, knock_id: str) -> None:
-        entry = self._find(binding.mailbox, knock_id, knocker)
+    def _answered(self, binding: Binding, knocker: str, knock_id: str) -> None:
+        entry = binding.mailbox.find(knock_id, knocker)
         if entry is not None and entry.seq in binding.controls:
             self._handled(binding, [entry])
 
@@ -994,7 +750,7 @@ class RelayCore:
     # be read, now or ever. It stays acknowledgeable while that connection lasts. Clients that negotiated features ack
     # hopeless frames themselves, and nothing is abandoned for them.
 
-    def _abandon(self, binding: _Binding) -> None:
+    def _abandon(self, binding: Binding) -> None:
         """The connection has ended: let go of what it could not read."""
         if not binding.acked:
             return
@@ -1002,7 +758,7 @@ class RelayCore:
         entries = [*mailbox.awaiting.values(), *(rival for rivals in mailbox.rivals.values() for rival in rivals)]
         for entry in entries:
             if entry.seq < acked.get(entry.sender, 0):
-                self._forget(entry)
+                entry.mailbox.forget(entry)
                 self._remove(entry.mailbox, entry.pair, (entry,))
                 self.counters.abandoned += 1
                 if self._trace is not None:
@@ -1011,93 +767,18 @@ class RelayCore:
                 if sender is not None and sender.binding is not None:
                     self._receipt(sender.binding, b"unread", entry.id)
 
-    def _handled(self, binding: _Binding, entries: Sequence[_Entry]) -> None:
+    def _handled(self, binding: Binding, entries: Sequence[Entry]) -> None:
         for entry in entries:
             del binding.controls[entry.seq]
-            if self._find(binding.mailbox, entry.id, entry.sender) is entry:  # else acked, expired or replaced before
-                self._forget(entry)
+            if binding.mailbox.find(entry.id, entry.sender) is entry:  # else acked, expired or replaced before
+                entry.mailbox.forget(entry)
                 self._delivered((entry,))
 
     # --- mailboxes ----------------------------------------------------------------------------------------------------
 
-    def _mailbox(self, did: Did) -> _Mailbox:
-        mailbox = self._mailboxes.get(did)
-        if mailbox is None:
-            mailbox = self._mailboxes[did] = _Mailbox(did)
-        return mailbox
-
-    def _drop_if_idle(self, mailbox: _Mailbox) -> None:
-        if not mailbox.frames and mailbox.binding is None:
-            self._mailboxes.pop(mailbox.did, None)
-
-    def _pair(self, mailbox: _Mailbox, sender: Did) -> _Pair:
-        """What ``mailbox`` holds of ``sender``; remembered once there is something."""
-        return mailbox.pairs.get(sender) or _Pair(self._senders.get(sender) or _Sender(sender))
-
-    def _count(self, mailbox: _Mailbox, pair: _Pair, frames: int, size: int) -> None:
-        sender = pair.sender
-        if not pair.frames:
-            if not sender.frames:
-                self._senders[sender.did] = sender
-            if not mailbox.frames:
-                self._mailboxes[mailbox.did] = mailbox
-                self._waiting += 1
-            mailbox.pairs[sender.did] = pair
-            sender.recipients += 1
-        pair.frames += frames
-        pair.size += size
-        sender.frames += frames
-        sender.size += size
-        mailbox.frames += frames
-        mailbox.size += size
-        self._frames += frames
-        self._size += size
-
-    def _uncount(self, mailbox: _Mailbox, pair: _Pair, frames: int, size: int) -> None:
-        sender = pair.sender
-        pair.frames -= frames
-        pair.size -= size
-        sender.frames -= frames
-        sender.size -= size
-        mailbox.frames -= frames
-        mailbox.size -= size
-        self._frames -= frames
-        self._size -= size
-        if pair.frames:
-            return
-        mailbox.pairs.pop(sender.did, None)
-        sender.recipients -= 1
-        if not sender.frames:
-            self._senders.pop(sender.did, None)
-        if not mailbox.frames:
-            self._waiting -= 1
-            if mailbox.binding is None:
-                self._mailboxes.pop(mailbox.did, None)
-
-    def _find(self, mailbox: _Mailbox, frame_id: str, sender: str) -> _Entry | None:
-        """The frame of this sender and id among those awaiting their ack."""
-        entry = mailbox.awaiting.get(frame_id)
-        if entry is None or entry.sender == sender:
-            return entry
-        return next((rival for rival in mailbox.rivals.get(frame_id, ()) if rival.sender == sender), None)
-
-    def _forget(self, entry: _Entry) -> None:
-        """Take an entry out of those awaiting their ack."""
-        mailbox = entry.mailbox
-        rivals = mailbox.rivals.get(entry.id, [])
-        if mailbox.awaiting.get(entry.id) is entry:
-            if rivals:
-                mailbox.awaiting[entry.id] = rivals.pop(0)
-            else:
-                del mailbox.awaiting[entry.id]
-        elif entry in rivals:
-            rivals.remove(entry)
-        if not rivals:
-            mailbox.rivals.pop(entry.id, None)
-
-    def _remove(self, mailbox: _Mailbox, pair: _Pair, entries: Sequence[_Entry]) -> None:
+    def _remove(self, mailbox: Mailbox, pair: Pair, entries: Sequence[Entry]) -> None:
         """Stop keeping entries of one pair, wherever they are."""
-        self._uncount(mailbox, pair, len(entries), sum([entry.size for entry in entries]))
+        self._mailboxes.uncount(mailbox, pair, len(entries), sum([entry.size for entry in entries]))
         pending, removals, removed = self._pending, self._removals, self._removed
         for entry in entries:
             seq = entry.seq
@@ -1108,11 +789,11 @@ class RelayCore:
                 removals.append(seq)
                 removed.add(seq)
 
-    def _replace(self, earlier: _Entry, entry: _Entry) -> None:
+    def _replace(self, earlier: Entry, entry: Entry) -> None:
         """Let ``entry`` take the place of ``earlier``, which stays in the inbox until this one is there."""
         self._supersede(earlier)
-        self._forget(earlier)
-        self._uncount(earlier.mailbox, earlier.pair, 1, earlier.size)
+        earlier.mailbox.forget(earlier)
+        self._mailboxes.uncount(earlier.mailbox, earlier.pair, 1, earlier.size)
         if self._pending.pop(earlier.seq, None) is not None:
             self._pending_size -= earlier.size
             entry.replaces = earlier.replaces
@@ -1120,7 +801,7 @@ class RelayCore:
             self._removed.add(earlier.seq)
             entry.replaces = (earlier.seq,)
 
-    def _redundant(self, entry: _Entry, state: bytes | None) -> None:
+    def _redundant(self, entry: Entry, state: bytes | None) -> None:
         """Drop a pending frame that is a copy of one kept, or of one acked since it came."""
         self.counters.retransmitted += 1
         self._remove(entry.mailbox, entry.pair, (entry,))
@@ -1130,12 +811,12 @@ class RelayCore:
 
     # --- storage ------------------------------------------------------------------------------------------------------
 
-    def _load(self, binding: _Binding) -> None:
+    def _load(self, binding: Binding) -> None:
         if not binding.loading:
             binding.loading = True
             self._loads.append(binding)
 
-    def _fetch(self, binding: _Binding) -> None:
+    def _fetch(self, binding: Binding) -> None:
         if binding.behind:
             binding.fetching = True
         else:
@@ -1233,10 +914,10 @@ class RelayCore:
                 self._push_page(binding, page.frames, page.more, now)
         self._loading = []
 
-    def _committed(self, entry: _Entry, *, duplicate: bool) -> None:
+    def _committed(self, entry: Entry, *, duplicate: bool) -> None:
         mailbox = entry.mailbox
         if duplicate:  # the very same frame is stored already and keeps its place
-            self._uncount(mailbox, entry.pair, 1, entry.size)
+            self._mailboxes.uncount(mailbox, entry.pair, 1, entry.size)
         else:
             self.counters.stored += 1
             if self._trace is not None:
@@ -1244,8 +925,8 @@ class RelayCore:
             receiver = mailbox.binding
             if self._strict and receiver is not None and not receiver.behind:
                 self._push(receiver, entry, entry.payload)
-            if self._find(mailbox, entry.id, entry.sender) is entry:
-                entry.print = _fingerprint(entry.payload)
+            if mailbox.find(entry.id, entry.sender) is entry:
+                entry.print = fingerprint(entry.payload)
         entry.committed = True
         entry.payload = b""
         sender = self._mailboxes.get(entry.sender)
@@ -1256,23 +937,23 @@ class RelayCore:
         """The store has dropped a frame by itself. False when its ack came at the same time and was counted."""
         if removed.seq in self._removed:
             return False
-        mailbox = self._mailboxes[removed.recipient]
-        entry = self._find(mailbox, removed.id, removed.sender)
+        mailbox = self._mailboxes.of(removed.recipient)
+        entry = mailbox.find(removed.id, removed.sender)
         if entry is not None and entry.seq == removed.seq:
-            self._forget(entry)
-        self._uncount(mailbox, mailbox.pairs[removed.sender], 1, removed.size)
+            entry.mailbox.forget(entry)
+        self._mailboxes.uncount(mailbox, mailbox.pairs[removed.sender], 1, removed.size)
         return True
 
-    def _push_page(self, binding: _Binding, frames: Sequence[Waiting], more: bool, now: Instant) -> None:
+    def _push_page(self, binding: Binding, frames: Sequence[Waiting], more: bool, now: Instant) -> None:
         mailbox, removed, expired = binding.mailbox, self._removed, now.utc - self._ttl
         for seq, sender, frame_id, control, accepted_at, frame in frames:
             if seq in removed or accepted_at < expired:
                 binding.cursor = seq
                 continue
-            entry = self._find(mailbox, frame_id, sender) if frame_id in mailbox.awaiting else None
+            entry = mailbox.find(frame_id, sender) if frame_id in mailbox.awaiting else None
             if entry is None or entry.seq != seq:
                 pair = mailbox.pairs[sender]
-                entry = _Entry(
+                entry = Entry(
                     seq,
                     mailbox,
                     pair.sender.did,  # one object for all of its frames: hashed once
@@ -1282,7 +963,7 @@ class RelayCore:
                     accepted_at,
                     b"",
                     len(frame),
-                    _fingerprint(frame),
+                    fingerprint(frame),
                     committed=True,
                 )
             self._push(binding, entry, frame)
@@ -1295,12 +976,12 @@ class RelayCore:
                     break
                 if entry.seq <= binding.cursor:
                     continue
-                earlier = self._find(mailbox, entry.id, entry.sender)
+                earlier = mailbox.find(entry.id, entry.sender)
                 # It is itself the earlier one when it went to a socket that has ended since. Otherwise an earlier one
                 # of the same bytes has been pushed. Left here, this copy would be new once that one is acked.
                 if earlier is None and self._was_acked(entry):
                     self._redundant(entry, b"delivered")
-                elif earlier is None or earlier is entry or _print(earlier) != _fingerprint(entry.payload):
+                elif earlier is None or earlier is entry or earlier.fingerprint() != fingerprint(entry.payload):
                     self._push(binding, entry, entry.payload)
                 else:
                     self._redundant(entry, b"stored" if earlier.committed else None)
@@ -1312,15 +993,3 @@ class RelayCore:
         if binding.fetching:
             binding.fetching = False
             self._caught_up(link)
-
-
-def _fingerprint(raw: bytes) -> int:
-    """Tells one encryption of a message from another. Both ends of a long frame differ: nonce and tag are there.
-
-    Keyed per process by Python's string hashing; only its own sender could be hurt by a collision.
-    """
-    return hash(raw) if len(raw) <= 1024 else hash((raw[:512], raw[-512:], len(raw)))
-
-
-def _print(entry: _Entry) -> int:
-    return entry.print if entry.committed else _fingerprint(entry.payload)

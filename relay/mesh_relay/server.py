@@ -22,12 +22,14 @@ from typing import TypeVar
 import trio
 
 from mesh_relay import metrics
+from mesh_relay.addresses import LOOPBACK
 from mesh_relay.config import MEMORY_STORE, RelayConfig
 from mesh_relay.connection import Asked, Connection, Ended, Event, Oversized, Phase
-from mesh_relay.core import LOOPBACK, Link, Ping, RelayCore, Send
+from mesh_relay.core import Ping, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.inbox.protocol import Inbox
 from mesh_relay.inbox.sqlite import SqliteInbox
+from mesh_relay.links import Link
 from mesh_relay.readiness import READ, WRITE, Readiness, best_readiness
 from mesh_relay.records import Done, Work
 from mesh_relay.tls import Tls, TlsFailed

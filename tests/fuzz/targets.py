@@ -19,8 +19,9 @@ from mesh_registry.refusal import Refusal
 from mesh_relay import envelope
 from mesh_relay.config import Limits
 from mesh_relay.connection import Asked, Connection
-from mesh_relay.core import Close, Link, RelayCore, Send
+from mesh_relay.core import Close, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
+from mesh_relay.links import Link
 
 from meshlib import snapshot
 from meshlib.clock import Instant

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from dataclasses import replace as with_other
 from typing import Any
 
-from mesh_relay.core import Link, RelayCore
+from mesh_relay.core import RelayCore
+from mesh_relay.links import Link
 from msgspec.structs import replace
 
 from meshlib.client.core import ClientCore

@@ -16,9 +16,11 @@ from mesh_registry.proofs import Reply
 from mesh_registry.refusal import Refusal
 from mesh_registry.store.memory import MemoryStore as Accounts
 from mesh_registry.verbs import FindAgent, PutPrekeys, PutRefused, Register, TakePrekeys, TooSoon, Touch, Update
+from mesh_relay.addresses import LOOPBACK
 from mesh_relay.config import Limits
-from mesh_relay.core import LOOPBACK, Close, Link, RelayCore, Send
+from mesh_relay.core import Close, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
+from mesh_relay.links import Link
 from mesh_relay.records import Work
 
 from meshlib.identity import Did

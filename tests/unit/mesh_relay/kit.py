@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from mesh_relay.config import Limits
-from mesh_relay.core import Close, Link, Ping, RelayCore, Send
+from mesh_relay.core import Close, Ping, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.inbox.protocol import Inbox
+from mesh_relay.links import Link
 
 from meshlib.clock import Instant
 from meshlib.identity import Identity, challenge_statement, timestamp_statement

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from mesh_relay.core import Link
+from mesh_relay.links import Link
 
 from meshlib.identity import Identity
 from meshlib.wire.encoding import b64, timestamp

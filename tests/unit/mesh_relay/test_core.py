@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mesh_relay.core import Close, Link, Send
+from mesh_relay.core import Close, Send
+from mesh_relay.links import Link
 from mesh_relay.records import Load, Work
 
 from meshlib.identity import Did, Identity

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from mesh_relay.core import Link
+from mesh_relay.links import Link
 
 from meshlib.identity import Identity
 from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, Relay, ack, message

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import trustme
-from mesh_relay.core import NOT_PROVEN
+from mesh_relay.admission import NOT_PROVEN
 from mesh_relay.tls import Tls, TlsFailed
 
 from tests.unit.mesh_relay.kit import Relay
