@@ -87,8 +87,9 @@ class Limits:
     """Peers whose messages may overtake their knock at the same time, as in the SDK."""
     held_seconds: float = 3.0
     """How long a message waits for its knock, as in the SDK."""
-    missing_seconds: float = 1.0
-    """How long a message waits for earlier ones that are missing: they are right behind it, or they do not come."""
+    missing_seconds: float = 30.0
+    """How long a message waits for the one its sender wrote before it, while that is encrypted anew or its sender is
+    away. Where that was refused or has expired it never comes, and the next message is late by as much."""
     asked_frames_per_peer: int = 256
     """Messages that wait for the answer of a knock policy which takes its time, or for earlier ones."""
     held_bytes: int = 8 * 1024 * 1024

@@ -33,7 +33,7 @@ from meshlib.client.events import (
     Received,
     SessionLost,
 )
-from meshlib.client.held import Held, HeldMessages
+from meshlib.client.held import Held, HeldMessages, in_line
 from meshlib.client.inbox import Inbox
 from meshlib.client.keyring import Keyring, PrekeyUpload
 from meshlib.client.knocks import KnockRate, SpentOpenings
@@ -53,7 +53,6 @@ from meshlib.errors import (
     NotAuthentic,
     PeerError,
     Replayed,
-    TooManySkipped,
     UnknownPrekey,
 )
 from meshlib.identity import (
@@ -183,7 +182,7 @@ class ClientCore:
         self._lane_of: Callable[[Did, object], int] = lambda sender, payload: 0
         self.held = HeldMessages(limits)
         self.overtaking = HeldMessages(limits)
-        """Authentic messages before which others are missing."""
+        """Messages whose predecessor has not come."""
         self._spent = SpentOpenings(state.spent_ephemerals, limits)
         self._knock_rate = KnockRate(limits)
         self._asked: dict[tuple[Did, MessageId], _Asked] = {}
@@ -371,7 +370,7 @@ class ClientCore:
         self._writes.clear()
         self._relayed.clear()
         self._in_flight.clear()
-        self.overtaking.clear()  # the relay has kept them and offers them again, with what they overtook before them
+        self.overtaking.clear()  # the relay has kept them and offers them again
         self._terminal = code in TERMINAL_CODES or (code == 1000 and "replaced" in reason)
         detail = TERMINAL_CODES.get(code, reason)
         if reason and reason != detail:
@@ -564,17 +563,24 @@ class ClientCore:
             return  # what was queued before comes first; the peer says first that it has the session
         if self.link is not Link.UP:
             return  # before the verdict a frame would be lost with the connection; the outbox keeps it instead
-        for outgoing in self.outbox.queued(did):
-            frame = self._frame_of(outgoing, now)
+        queued = self.outbox.queued(did)
+        before = self.outbox.last_written(did) if queued else None
+        for outgoing in queued:
+            frame = self._frame_of(outgoing, before, now)
             if frame is None:
                 return
+            before = outgoing.id
             self.outbox.keep(replace(outgoing, state=DeliveryState.RELAYED, frame=frame))
             self._relayed.append(outgoing.id)
             self._writes.append(frame)
             self._events.append(DeliveryChanged(did, outgoing.id, DeliveryState.RELAYED))
 
-    def _frame_of(self, outgoing: Outgoing, now: Instant) -> bytes | None:
-        """The frame of a message, or ``None`` while there is no session; then one is being asked for."""
+    def _frame_of(self, outgoing: Outgoing, before: MessageId | None, now: Instant) -> bytes | None:
+        """The frame of a message, or ``None`` while there is no session; then one is being asked for.
+
+        Args:
+            before: the message written before it, unless the peer has that.
+        """
         peer = self.peer(outgoing.peer)
         stamp = timestamp(now.utc)
         if self._is_plaintext(peer):
@@ -601,6 +607,7 @@ class ClientCore:
                 stamp,
                 frames.MessageHeader(header.dh, header.pn, header.n),
                 ciphertext,
+                before if "receipts" in self.features else None,
             )
         )
 
@@ -644,7 +651,7 @@ class ClientCore:
             case frames.Message():
                 self._message(frame, now)
             case frames.PlaintextMessage():
-                self._plaintext(frame)
+                self._plaintext(frame, now)
             case frames.Knock():
                 self._knock(frame, now)
             case frames.KnockAccept():
@@ -678,9 +685,13 @@ class ClientCore:
         if sender is None:
             self._events.append(FaultFound("decrypt", "a message without a sender", None, frame.id, "no_sender"))
             return
+        self._read_or_hold(sender, frame, now)
+        self._follow(sender, now)
+
+    def _read_or_hold(self, sender: Did, frame: frames.Message, now: Instant, *, in_turn: bool = False) -> None:
         if self._passed_over[sender] > MAX_SKIP:
             return  # no session could skip that many; what is not even looked at costs nothing, and waits at the relay
-        failure = self._read(sender, frame, now)
+        failure = self._read(sender, frame, now, in_turn=in_turn)
         if failure is None:
             return
         peer = self.peer(sender)
@@ -698,32 +709,28 @@ class ClientCore:
         ):
             self._give_up(dropped)
 
-    def _read(self, sender: Did, frame: frames.Message, now: Instant) -> PeerError | None:
-        """Take a message, unless it was taken before. Returns why it cannot be read, if it is missed."""
-        duplicate = self._is_duplicate(sender, frame.id)
-        others_wait = self.overtaking.waits(sender)
-        must_wait: MustWait = _never
-        if not duplicate and "receipts" in self.features and sender not in self._passed_over:
-            must_wait = _in_line if others_wait else Session.overtakes
-        failure = self._open(self._revived(sender), frame, now, duplicate=duplicate, must_wait=must_wait)
-        if isinstance(failure, Overtaking):
-            self._let_wait(frame, sender, now)
+    def _read(self, sender: Did, frame: frames.Message, now: Instant, *, in_turn: bool = False) -> PeerError | None:
+        """Take a message, unless it was taken before. Returns why it cannot be read, if it is missed.
+
+        Args:
+            in_turn: it need not wait for the one before it.
+        """
+        if not in_turn and self._is_early(sender, frame):
+            self.overtaking.take(sender, lambda older: older.id == frame.id)
+            self._read_at_last(
+                self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, early=True), now
+            )
             return None
-        if isinstance(failure, TooManySkipped) and others_wait:
-            # So many wait that the session could not skip what is missing any more.
-            self._read_at_last(self.overtaking.release(sender), now)
-            return self._read(sender, frame, now)
+        duplicate = self._is_duplicate(sender, frame.id)
+        failure = self._open(self._revived(sender), frame, now, duplicate=duplicate)
         return None if duplicate else failure
 
-    def _open(
-        self, peer: Peer, frame: frames.Message, now: Instant, *, duplicate: bool, must_wait: "MustWait"
-    ) -> PeerError | None:
+    def _open(self, peer: Peer, frame: frames.Message, now: Instant, *, duplicate: bool) -> PeerError | None:
         """Try a message on every session that may read it; the first that authenticates it wins.
 
         Args:
             duplicate: it was taken before, in another encryption. What its session learns of the peer counts all the
                 same, and it is not missing there.
-            must_wait: whether the message, if it is authentic on this session, cannot be taken yet.
         Returns:
             Why no session reads it, or ``None`` when one did or the message needs no further attention.
         """
@@ -748,8 +755,6 @@ class ClientCore:
             if lane is not None and self._has_no_room(lane):
                 self._pass_over(peer.did, lane)
                 return None
-            if must_wait(session, header):
-                return Overtaking("messages are missing before this one")
             first_ever = not self._verified_any
             newly = not peer.verified
             settled = peer.heard(advanced, candidate, self.limits.sessions_per_peer)
@@ -775,31 +780,34 @@ class ClientCore:
             return None
         return failure
 
-    # A relay with receipts loses nothing and keeps the order. If a message is missing, it was encrypted anew, and what
-    # the sender wrote after it as well: all of it is right behind, while older copies of the later ones are still
-    # readable. So these wait, and all that comes meanwhile lines up behind them; each newer copy takes the place of the
-    # older one. A sender that encrypts nothing anew has lost a message: after a moment the others are taken without it.
+    # A relay with receipts loses nothing and keeps the order of frames. That of messages is lost where one could not be
+    # read, or its older copy is gone from the relay: it comes encrypted anew, while what its sender wrote after it is
+    # still on its way in copies that can be read. So each message says which one was written before it, and waits for
+    # that one, for a time; each newer copy takes the place of the older one. What a frame says there is not
+    # authentic, as its place among others is not: a relay can delay and reorder, and a peer delay itself.
 
-    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
-        self.overtaking.withdraw(sender, frame.id)
-        dropped = self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
-        self._read_at_last(dropped, now)
-        while (held := self.overtaking.first(sender)) is not None:
-            failure = self._open(self._revived(sender), held.frame, now, duplicate=False, must_wait=Session.overtakes)
-            if isinstance(failure, Overtaking):
-                return
-            self.overtaking.withdraw(sender, held.frame.id)
-            if failure is not None:
-                self._give_up(held, str(failure))
+    def _is_early(self, sender: Did, frame: frames.Message) -> bool:
+        """Whether the message before this one has not come. Of strangers nothing waits here, nor behind a full lane."""
+        if frame.after is None or "receipts" not in self.features or sender in self._passed_over:
+            return False
+        if self.inbox.has_seen(sender, MessageId(frame.after)) or self.inbox.has_seen(sender, MessageId(frame.id)):
+            return False
+        peer = self.peer(sender)
+        return bool(peer.strands or peer.candidates)
 
-    def _read_at_last(self, waiting: Iterable[Held], now: Instant) -> None:
-        """What is missing before these messages does not come: take them without."""
-        for held in waiting:
-            sender = parse_did(held.frame.sender)
-            duplicate = self._is_duplicate(sender, held.frame.id)
-            failure = self._open(self._revived(sender), held.frame, now, duplicate=duplicate, must_wait=_never)
-            if failure is not None and not duplicate:
-                self._give_up(held, str(failure))
+    def _follow(self, sender: Did, now: Instant) -> None:
+        """Take what has waited for a message that has come."""
+        while (held := self.overtaking.take(sender, lambda frame: not self._is_early(sender, frame))) is not None:
+            self._read_or_hold(sender, held.frame, now)
+
+    def _read_at_last(self, dropped: Iterable[Held], now: Instant) -> None:
+        """What is missing before these does not come: take them without, and what else waits of their peers."""
+        waited: dict[Did, list[Held]] = {}
+        for held in dropped:
+            waited.setdefault(parse_did(held.frame.sender), []).append(held)
+        for sender, messages in waited.items():
+            for held in in_line((*messages, *self.overtaking.release(sender))):
+                self._read_or_hold(sender, held.frame, now, in_turn=True)
 
     # A lane that is full keeps nobody who takes from another waiting. What is for it is not acknowledged and changes
     # nothing, nor does what follows it for the same lane, so that the order in each is kept: the relay offers all of
@@ -860,7 +868,7 @@ class ClientCore:
             self._ack(message, sender)
         return True
 
-    def _plaintext(self, frame: frames.PlaintextMessage) -> None:
+    def _plaintext(self, frame: frames.PlaintextMessage, now: Instant) -> None:
         sender = _did_or_none(frame.sender)
         if sender is None or not self._is_plaintext(self.peer(sender)):
             # The flag in a frame selects nothing: only our own list does, and never for a verified peer.
@@ -880,6 +888,7 @@ class ClientCore:
             self._pass_over(sender, lane)
         else:
             self._take(Incoming(sender, MessageId(frame.id), payload, encrypted=False), lane)
+        self._follow(sender, now)
 
     # --- knocks ------------------------------------------------------------------------------------------------------
 
@@ -1057,6 +1066,7 @@ class ClientCore:
                         self._give_up(dropped)
                 else:
                     self._give_up(held, str(failure))
+            self._follow(sender, now)
 
     def _refuse_knock(
         self, frame: frames.Knock, sender: Did, detail: str, now: Instant, remedy: str | None = None
@@ -1137,8 +1147,8 @@ class ClientCore:
         return last is None or now.monotonic - last > BELIEVED_FOR
 
     def _expire_held(self, now: Instant) -> None:
-        for sender, waited in self.overtaking.expire(now.monotonic).items():
-            self._read_at_last((*waited, *self.overtaking.release(sender)), now)
+        for waited in self.overtaking.expire(now.monotonic).values():
+            self._read_at_last(waited, now)
         for sender, expired in self.held.expire(now.monotonic).items():
             # Of a message that was read since in another encryption nothing is missing.
             lost = [held for held in expired if not self.inbox.has_seen(sender, MessageId(held.frame.id))]
@@ -1326,22 +1336,6 @@ class ClientCore:
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None
-
-
-MustWait = Callable[[Session, Header], bool]
-"""Whether a message that authenticated on a session cannot be taken yet."""
-
-
-def _never(session: Session, header: Header) -> bool:
-    return False
-
-
-def _in_line(session: Session, header: Header) -> bool:
-    return True
-
-
-class Overtaking(PeerError):
-    """A message came before others that its sender wrote earlier."""
 
 
 class NotForThisPeer(NotAuthentic):

@@ -4,6 +4,7 @@ Owns the bounds. Whatever is dropped is handed back, so that its sender can be t
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from meshlib.config import Limits
@@ -45,7 +46,7 @@ class HeldMessages:
         *,
         connection: int,
         considered: bool = False,
-        authentic: bool = False,
+        early: bool = False,
         reported: bool = False,
     ) -> list[Held]:
         """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
@@ -54,11 +55,11 @@ class HeldMessages:
             now: monotonic seconds.
             connection: the number of the connection it came on.
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
-            authentic: the sender wrote it, and not just anybody in its name.
+            early: it waits for the message that its sender wrote before it.
         """
         limits = self._limits
-        size = limits.asked_frames_per_peer if considered or authentic else limits.held_frames_per_peer
-        until = now + (limits.missing_seconds if authentic else limits.held_seconds)
+        size = limits.asked_frames_per_peer if considered or early else limits.held_frames_per_peer
+        until = now + (limits.missing_seconds if early else limits.held_seconds)
         queue = self._of.setdefault(sender, deque())
         queue.append(Held(frame, float("inf") if considered else until, reported, connection))
         self._sizes[sender] = self._sizes.get(sender, 0) + len(frame.ciphertext)
@@ -69,27 +70,20 @@ class HeldMessages:
             dropped.append(self._oldest(max(self._sizes, key=self._sizes.__getitem__)))
         return dropped
 
-    def waits(self, sender: Did) -> bool:
-        """Whether anything is held of a peer."""
-        return sender in self._of
-
     def senders_of(self, message: str) -> list[Did]:
         """Peers of whom a message with this id is held."""
         return [sender for sender, queue in self._of.items() if any(held.frame.id == message for held in queue)]
 
-    def first(self, sender: Did) -> Held | None:
-        """What is held longest of a peer."""
-        return self._of[sender][0] if sender in self._of else None
-
-    def withdraw(self, sender: Did, message: str) -> None:
-        """Let go of a message, if it is held."""
-        for held in self._of.get(sender, ()):
-            if held.frame.id == message:
-                self._of[sender].remove(held)
+    def take(self, sender: Did, wanted: Callable[[Message], bool]) -> Held | None:
+        """Take out the first message of a peer that is ``wanted``, if one is."""
+        for index, held in enumerate(self._of.get(sender, ())):
+            if wanted(held.frame):
+                del self._of[sender][index]
                 self._sizes[sender] -= len(held.frame.ciphertext)
                 if not self._of[sender]:
                     del self._of[sender], self._sizes[sender]
-                return
+                return held
+        return None
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -121,3 +115,17 @@ class HeldMessages:
     def next_deadline(self) -> float:
         """Monotonic time at which something expires; infinity if nothing does."""
         return min((queue[0].until for queue in self._of.values()), default=float("inf"))
+
+
+def in_line(held: Iterable[Held]) -> list[Held]:
+    """Messages of one peer, each behind the one it names, if that is among them. Circles are cut somewhere."""
+    waiting = {one.frame.id: one for one in held}
+    line: list[Held] = []
+    for last in list(waiting):
+        chain = []
+        one = waiting.pop(last, None)
+        while one is not None:
+            chain.append(one)
+            one = waiting.pop(one.frame.after, None) if one.frame.after is not None else None
+        line.extend(reversed(chain))
+    return line

@@ -4,6 +4,7 @@ Owns what waits and how far it has come. Leaves encrypting and writing to :mod:`
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -112,6 +113,14 @@ class Outbox:
     def queued(self, peer: Did) -> list[Outgoing]:
         """What has not been written yet to a peer, in order."""
         return [self._entries[message] for message in self._queued.get(peer, ())]
+
+    def last_written(self, peer: Did) -> MessageId | None:
+        """The message before the first that is queued for a peer, unless the peer has it.
+
+        What is queued for a peer is always the end of what waits for it.
+        """
+        queued = len(self._queued.get(peer, ()))
+        return next(islice(reversed(self._of.get(peer, {})), queued, None), None)
 
     def changes(self) -> dict[MessageId, Outgoing | None]:
         """What changed since the last call; ``None`` for what is gone."""

@@ -161,10 +161,11 @@ def _write_knock_reject(frame: KnockReject) -> str:
 
 def _write_message(frame: Message) -> str:
     header = frame.header
+    after = "" if frame.after is None else f',"after":{js_string(frame.after)}'
     return (
         f'{_routed_head("message", frame)},"ts":{js_string(frame.ts)},"header":{{"dh":"'
         f'{b64(_sized(header.dh, KEY_SIZE, "header.dh"))}","pn":{_counter(header.pn, "header.pn")},'
-        f'"n":{_counter(header.n, "header.n")}}},"ciphertext":"{b64(frame.ciphertext)}"}}'
+        f'"n":{_counter(header.n, "header.n")}}},"ciphertext":"{b64(frame.ciphertext)}"{after}}}'
     )
 
 
@@ -271,6 +272,7 @@ class _UsualMessage(msgspec.Struct, rename={"sender": "from", "recipient": "to"}
     ts: Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
     header: _UsualHeader
     ciphertext: bytes
+    after: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)] | None = None
 
 
 _USUAL_MESSAGE = msgspec.json.Decoder(_UsualMessage)
@@ -290,7 +292,7 @@ def _read_usual_message(data: bytes) -> Message | None:
     except msgspec.DecodeError:
         return None
     header = MessageHeader(usual.header.dh, usual.header.pn, usual.header.n)
-    return Message(usual.sender, usual.recipient, usual.id, usual.ts, header, usual.ciphertext)
+    return Message(usual.sender, usual.recipient, usual.id, usual.ts, header, usual.ciphertext, usual.after)
 
 
 class _UsualReceipt(msgspec.Struct):
@@ -504,7 +506,8 @@ def _read_message(members: _Members) -> Message | PlaintextMessage:
         members.text_or_empty("ts"),
     )
     if members.has("header"):
-        return Message(*envelope, _read_header(members.raw("header")), members.base64("ciphertext"))
+        header, ciphertext = _read_header(members.raw("header")), members.base64("ciphertext")
+        return Message(*envelope, header, ciphertext, members.text_or_empty("after", MAX_ID) or None)
     if members.raw("plaintext") is not True:
         packed = members.base64("ciphertext")
         if packed.startswith(_OLD_HEADER) and len(packed) >= 44:

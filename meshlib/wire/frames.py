@@ -132,6 +132,9 @@ class Message(Struct, frozen=True):
     ts: str
     header: MessageHeader
     ciphertext: bytes
+    after: str | None = None
+    """An extension: the id of the message before this one from ``sender``, if it was not known to be delivered when
+    this one was encrypted."""
 
 
 class PlaintextMessage(Struct, frozen=True):

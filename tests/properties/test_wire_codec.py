@@ -56,6 +56,16 @@ json_values = st.recursive(
 openings = st.builds(Establishment, keys, keys, st.none() | counters)
 intents = st.dictionaries(st.text(TELLING + "\0\n\x1f"), json_values, max_size=3)
 
+messages = st.builds(
+    Message,
+    names,
+    maybe,
+    names,
+    maybe,
+    st.builds(MessageHeader, keys, counters, counters),
+    st.binary(),
+    st.none() | names,
+)
 simple: st.SearchStrategy[Frame] = st.one_of(
     st.builds(
         Connect,
@@ -73,7 +83,7 @@ simple: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Knock, names, maybe, names, maybe, st.none() | openings, intents),
     st.builds(KnockAccept, names, maybe, names, names, maybe),
     st.builds(KnockReject, names, maybe, names, names, maybe, maybe),
-    st.builds(Message, names, maybe, names, maybe, st.builds(MessageHeader, keys, counters, counters), st.binary()),
+    messages,
     st.builds(PlaintextMessage, names, maybe, names, maybe, st.binary()),
     st.builds(Ack, names),
     st.builds(Error, maybe),
@@ -97,6 +107,7 @@ nearly = st.recursive(
             "knock_id": odd | names, "reason": odd, "detail": odd, "state": odd, "intent": odd, "features": odd,
             "public_key": odd | keys.map(b64), "signature": odd, "timestamp": odd, "token": odd, "plaintext": odd,
             "header": odd | header_like, "establishment": odd | opening_like, "ciphertext": odd, "messages": odd,
+            "after": odd | names,
         },
     ),
     lambda inner: st.fixed_dictionaries({"type": st.just("pending_messages"), "messages": st.lists(inner | odd)}),
@@ -151,9 +162,7 @@ def test_a_damaged_frame_gives_a_frame_or_malformed_frame(frame: Frame, data: st
 
 
 usual_texts = st.one_of(
-    st.builds(Message, names, maybe, names, maybe, st.builds(MessageHeader, keys, counters, counters), st.binary())
-    .map(encode)
-    .map(bytes.decode),
+    messages.map(encode).map(bytes.decode),
     nearly.map(lambda members: json.dumps({**members, "type": "message"})),
     st.builds(Receipt, names, st.sampled_from(ReceiptState)).map(encode).map(bytes.decode),
     nearly.map(lambda members: json.dumps({"v": 1, "type": "receipt"} | members | {"type": "receipt"})),

@@ -146,9 +146,8 @@ class _OpensOldStores(ClientCore):
 
 
 class _WaitsForNothing(ClientCore):
-    def _let_wait(self, frame: frames.Message, sender: Did, now: Instant) -> None:
-        self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, authentic=True)
-        self._read_at_last(self.overtaking.release(sender), now)
+    def _is_early(self, sender: Did, frame: frames.Message) -> bool:
+        return False
 
 
 class _LetsEverybodyIn(ClientCore):

@@ -251,7 +251,7 @@ class World:
         for agent in self.agents.values():
             if agent.given != self.other(agent).sent:
                 raise Unhealthy(f"{agent.name} was given {agent.given} of {self.other(agent).sent}")
-            if agent.core.outbox_size or self.kept or len(agent.core.held):
+            if agent.core.outbox_size or self.kept or len(agent.core.held) or len(agent.core.overtaking):
                 raise Unhealthy(f"something is left: {agent.core.outbox.all()}, {list(self.kept)}")
             if agent.core.peer(DIDS[self.other(agent).name]).entry is not Entry.IDLE:
                 raise Unhealthy(f"{agent.name} is still on the way in")

@@ -348,6 +348,16 @@ def _knock_reject_detail(_group: Group, test: Test, _profile: str) -> None:
     _decodes_to(test, lambda: KnockReject(*(test[name] for name in names)))
 
 
+def _message_after(_group: Group, test: Test, _profile: str) -> None:
+    def written() -> Message:
+        header = test["header"]
+        dh, ciphertext = encoding.unb64(header["dh"]), encoding.unb64(test["ciphertext"])
+        envelope = (test[name] for name in ("from", "to", "id", "ts"))
+        return Message(*envelope, MessageHeader(dh, header["pn"], header["n"]), ciphertext, test["after"])
+
+    _decodes_to(test, written)
+
+
 def _decodes_to(test: Test, expected: Callable[[], Frame]) -> None:
     frame = _read_or_refuse(test)
     if frame is not None:
@@ -456,5 +466,6 @@ CHECKERS: dict[str, Checker] = {
     "ReceiptFrame": _receipt_frame,
     "UnreadAck": _unread_ack,
     "KnockRejectDetail": _knock_reject_detail,
+    "MessageAfter": _message_after,
     "BoundRequest": _bound_request,
 }

@@ -251,6 +251,28 @@ function knockRejectDetail() {
   return { type: "KnockRejectDetail", source: "answer to a knock that cannot be used", tests };
 }
 
+function messageAfter() {
+  const [me, peer] = [agent("message sender"), agent("message recipient")];
+  const named = (label) => ({
+    from: me.did, to: peer.did, id: uuid(`message ${label}`), ts: instant(40, 0),
+    header: { dh: seeded("message dh").toString("base64"), pn: 0, n: 1 },
+    ciphertext: seeded("message ciphertext").toString("base64"),
+  });
+  const tests = [undefined, uuid("message before")].map((after, index) => ({
+    comment: after ? "the message before it is not known to be delivered" : "as the SDK writes it",
+    ...named(index), after: after ?? null, result: "valid",
+    frame: JSON.stringify({ v: 1, type: "message", ...named(index), after }),
+  }));
+  for (const [comment, after, error] of [
+    ["after is a number", 7, "message: after must be text"],
+    ["an after of 257 characters", "i".repeat(257), "message: after has at most 256 characters, not 257"],
+  ]) {
+    const frame = JSON.stringify({ v: 1, type: "message", ...named(comment), after });
+    tests.push({ comment, flags: ["MalformedFrame"], frame, error, result: "invalid" });
+  }
+  return { type: "MessageAfter", source: "a message of a sender that negotiated receipts", tests };
+}
+
 // --- bound requests -------------------------------------------------------------------------------------------------
 
 const requestStatement = (did, now, method, target, body) =>
@@ -329,7 +351,10 @@ const NOTES = {
 const FILES = {
   "connect.json": ["Connect frame with features, and proof over the relay's challenge", [featuresConnect(), challengeProof()]],
   "relay_answers.json": ["Connected and receipt frames", [connectedFrame(), receiptFrame()]],
-  "healing.json": ["Unread acks and rejects with a remedy", [unreadAck(), knockRejectDetail()]],
+  "healing.json": [
+    "Unread acks, rejects with a remedy, and messages that name the one before",
+    [unreadAck(), knockRejectDetail(), messageAfter()],
+  ],
   "bound_requests.json": ["Registry requests bound to method, target and body", [boundRequest()]],
 };
 

@@ -24,7 +24,7 @@ from meshlib.crypto.ratchet import MAX_SKIP
 from meshlib.crypto.x3dh import Dialect
 from meshlib.errors import InvalidValue, NotAuthentic, PeerError, QueueFull
 from meshlib.identity import Did, Identity
-from meshlib.store.protocol import SavedState
+from meshlib.store.protocol import Outgoing, SavedState
 from meshlib.testing import MemoryMesh, SeededEntropy
 from meshlib.wire import frames
 from meshlib.wire.codec import decode, encode, encode_payload
@@ -814,7 +814,7 @@ class TestOrder:
         for raw in (*older, *newer):
             bob.receive(raw)
         assert bob.payloads == ["hello", "one", "two", "three", "afterwards"]
-        bob.core.tick(mesh.clock.advance(3.1))
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
         bob.step()
         assert bob.payloads == ["hello", "one", "two", "three", "afterwards"]
         assert mesh.unread == []
@@ -825,7 +825,7 @@ class TestOrder:
         for raw in older:
             bob.receive(raw)
         assert bob.payloads == ["hello"]
-        mesh.clock.advance(3.1)
+        mesh.clock.advance(Limits().missing_seconds)
         assert bob.core.next_deadline() <= mesh.clock.now.monotonic
         bob.core.tick(mesh.clock.now)
         bob.step()
@@ -838,7 +838,7 @@ class TestOrder:
         for raw in older:
             bob.receive(raw)
         assert mesh.unread == []
-        bob.core.tick(mesh.clock.advance(3.1))
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
         bob.step()
         assert bob.payloads == ["hello", *texts]
 
@@ -852,19 +852,23 @@ class TestOrder:
         assert bob.payloads == ["hello", "under way", "on the new session"]
 
     def test_what_comes_on_another_session_meanwhile_lines_up(self, mesh, pair):
-        """A peer that has lost a message encrypts nothing anew, and may go on elsewhere."""
+        """A peer that has lost a message encrypts it never anew, and may go on elsewhere."""
         alice, bob = pair
         lost = alice.send(bob, "lost")
         mesh.inboxes[bob.did].clear()
-        alice.core.outbox.drop(MessageId(lost))
         two = alice.send(bob, "two")
-        mesh.settle()
+        older = mesh.inboxes[bob.did].pop()
+        alice.core.outbox.drop(MessageId(lost))
         alice.core.outbox.drop(MessageId(two))
         alice.core.close_session(bob.did)
+        alice.core.outbox.keep(Outgoing(MessageId(two), bob.did, b'"two"', DeliveryState.RELAYED, older))
         alice.send(bob, "three")
-        mesh.settle()
+        knock, three = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        for raw in (older, knock, three):
+            bob.receive(raw)
         assert bob.payloads == ["hello"]
-        bob.core.tick(mesh.clock.advance(3.1))
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
         bob.step()
         assert bob.payloads == ["hello", "two", "three"]
 
@@ -876,10 +880,126 @@ class TestOrder:
         older, _ = self.replaced(mesh, alice, bob, "missing", "one", "two", "three")
         for raw in older:
             bob.receive(raw)
-        bob.core.tick(mesh.clock.advance(3.1))
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
         bob.step()
         assert bob.payloads == ["hello", "one"]
         assert bob.core.overflowed  # the relay offers the others on the next connection
+
+    def test_each_message_names_the_one_before_it_until_that_has_arrived(self, mesh, pair):
+        alice, bob = pair
+        first = alice.send(bob, "first")
+        alice.send(bob, "second")
+        assert [one.after for one in waiting(mesh, bob)] == [None, first]
+        mesh.settle()
+        third = alice.send(bob, "third")
+        carol = mesh.agent("carol", ack_when_saved=True)
+        alice.send(carol, "to somebody else")
+        alice.send(bob, "fourth")
+        assert [one.after for one in waiting(mesh, bob)] == [None, third]
+        assert [one.after for one in waiting(mesh, carol) if isinstance(one, frames.Message)] == [None]
+
+    def test_a_restarted_sender_goes_on_naming_what_has_not_arrived(self, mesh, pair):
+        alice, bob = pair
+        mesh.hold_back(bob)
+        first = alice.send(bob, "first")
+        alice = mesh.restart(alice)
+        alice.send(bob, "second")
+        assert waiting(mesh, bob)[-1].after == first
+
+    def test_what_is_encrypted_anew_names_what_was_before_it_in_the_outbox(self, mesh, pair):
+        alice, bob = pair
+        texts = [alice.send(bob, text) for text in ("one", "two", "three")]
+        mesh.inboxes[bob.did].clear()
+        alice.core.close_session(bob.did)
+        texts.append(alice.send(bob, "four"))
+        anew = [one for one in waiting(mesh, bob) if isinstance(one, frames.Message)]
+        assert [(one.id, one.after) for one in anew] == list(zip(texts, [None, *texts[:-1]], strict=True))
+
+    def test_nothing_is_named_at_a_relay_without_receipts(self):
+        mesh = MemoryMesh()
+        alice, bob = mesh.agent("alice"), mesh.agent("bob")
+        alice.send(bob, "one")
+        alice.send(bob, "two")
+        assert [one.after for one in waiting(mesh, bob) if isinstance(one, frames.Message)] == [None, None]
+
+    def test_what_can_be_read_waits_for_what_could_not_and_comes_encrypted_anew(self, mesh, pair):
+        """The recipient forgot the session of a message on its way; the next one comes on another session."""
+        alice, bob = pair
+        first = alice.send(bob, "first")
+        older = mesh.inboxes[bob.did].pop()
+        bob.core.close_session(alice.did)
+        alice.core.close_session(bob.did)
+        alice.send(bob, "second")
+        knock, _, second = mesh.inboxes[bob.did]  # of the first, what was encrypted anew is cut off
+        mesh.inboxes[bob.did].clear()
+        for raw in (older, knock, second):
+            mesh.delivered[bob.did][decode(raw).id] = raw
+            bob.receive(raw)
+        assert mesh.unread == [(bob.did, first)]
+        assert bob.payloads == ["hello"]
+        mesh.settle()  # she is told
+        alice.core.tick(mesh.clock.advance(1.0))
+        alice.step()
+        mesh.settle()
+        assert bob.payloads == ["hello", "first", "second"]
+        assert len(bob.core.overtaking) == 0
+
+    def test_a_sender_that_is_cut_while_it_encrypts_anew_may_come_back_late(self, mesh, pair):
+        """The relay has let go of the older copy of the first message, and keeps those of the others."""
+        alice, bob = pair
+        older, (knock, *newer) = self.replaced(mesh, alice, bob, "one", "two", "three")
+        for raw in (*older, knock):
+            bob.receive(raw)
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds - 1))
+        bob.step()
+        assert bob.payloads == ["hello"]
+        for raw in newer:
+            bob.receive(raw)
+        assert bob.payloads == ["hello", "one", "two", "three", "afterwards"]
+        assert len(bob.core.overtaking) == 0
+        assert mesh.unread == []
+
+    def test_so_many_wait_and_not_one_more(self, mesh, pair):
+        alice, bob = pair
+        most = Limits().asked_frames_per_peer
+        texts = [str(number) for number in range(most + 1)]
+        older, _ = self.replaced(mesh, alice, bob, "missing", *texts)
+        for raw in older[:-1]:
+            bob.receive(raw)
+        assert (len(bob.core.overtaking), bob.payloads) == (most, ["hello"])
+        bob.receive(older[-1])
+        assert (len(bob.core.overtaking), bob.payloads) == (0, ["hello", *texts])
+
+    def test_after_the_wait_they_come_in_the_order_they_were_written(self, mesh, pair):
+        alice, bob = pair
+        older, _ = self.replaced(mesh, alice, bob, "missing", "one", "two", "three", "four")
+        for raw in (older[2], older[0], older[3], older[1]):
+            bob.receive(raw)
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
+        bob.step()
+        assert bob.payloads == ["hello", "one", "two", "three", "four"]
+
+    def test_who_names_what_never_comes_is_late_and_nobody_else(self, mesh, pair):
+        alice, bob = pair
+        carol = mesh.agent("carol", ack_when_saved=True)
+        alice.send(bob, "names itself")
+        raw = encode(dataclass_replace(decode(mesh.inboxes[bob.did].pop()), after="names itself"))
+        bob.receive(raw)
+        carol.send(bob, "not late")
+        mesh.settle()
+        assert bob.payloads == ["hello", "not late"]
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
+        bob.step()
+        assert bob.payloads == ["hello", "not late", "names itself"]
+
+    def test_a_peer_that_says_nothing_of_order_is_not_let_wait(self, mesh, pair):
+        """An SDK says nothing, and a client of its kind encrypts nothing anew."""
+        alice, bob = pair
+        alice.send(bob, "lost")
+        mesh.inboxes[bob.did].clear()
+        alice.send(bob, "taken")
+        bob.receive(encode(dataclass_replace(decode(mesh.inboxes[bob.did].pop()), after=None)))
+        assert bob.payloads == ["hello", "taken"]
 
     def test_a_cut_connection_brings_again_what_waited(self, mesh, pair):
         alice, bob = pair

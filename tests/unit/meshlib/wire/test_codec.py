@@ -91,6 +91,11 @@ FRAMES: list[tuple[Frame, str]] = [
         f'"header":{{"dh":"{KEY_TEXT}","pn":1,"n":2}},"ciphertext":"//4="}}',
     ),
     (
+        Message("a", "b", "i", "t", MessageHeader(KEY, 1, 2), b"\xff\xfe", "h"),
+        '{"v":1,"type":"message","from":"a","to":"b","id":"i","ts":"t",'
+        f'"header":{{"dh":"{KEY_TEXT}","pn":1,"n":2}},"ciphertext":"//4=","after":"h"}}',
+    ),
+    (
         PlaintextMessage("a", "b", "i", "t", b'"hi"'),
         '{"v":1,"type":"message","from":"a","to":"b","id":"i","ts":"t","ciphertext":"ImhpIg==","plaintext":true}',
     ),
@@ -162,6 +167,8 @@ def test_a_fault_repeats_nothing_that_is_unsafe_to_store() -> None:
         ({"header": {**HEADER, "pn": 1e300}}, "message: header.pn must be an integer from 0 to 4294967295"),
         ({"ciphertext": None}, "message: ciphertext is missing"),
         ({"ciphertext": 5}, "message: ciphertext must be base64 text"),
+        ({"after": 5}, "message: after must be text"),
+        ({"after": "i" * 257}, "message: after has at most 256 characters, not 257"),
     ],
 )
 def test_a_member_of_the_wrong_type_gets_a_clear_message(changes: dict[str, Any], message: str) -> None:
@@ -184,6 +191,8 @@ def test_a_message_at_every_limit_is_read() -> None:
         text({key: MESSAGE[key] for key in reversed(MESSAGE)}),
         text({**MESSAGE, "header": {**HEADER, "dh": KEY_TEXT[:9] + "\r\n " + KEY_TEXT[9:].rstrip("=")}}),
         text({**MESSAGE, "plaintext": False}),
+        text({**MESSAGE, "after": None}),
+        text({**MESSAGE, "after": ""}),
         text(MESSAGE).replace(b'"n": 3', b'"n": 9, "n": 3'),
         text(MESSAGE).replace(b'"type"', b'"\\u0074ype"'),
         b"\xef\xbb\xbf \n" + text(MESSAGE) + b"\t",
@@ -426,7 +435,8 @@ def test_a_payload_at_the_limit_fits_a_frame() -> None:
     payload = encode_payload("a" * (codec.MAX_PAYLOAD - 2))
     overhead = 12 + 16  # nonce and tag
     header = MessageHeader(KEY, 2**32 - 1, 2**32 - 1)
-    encode(Message("f" * 256, "t" * 256, "i" * 256, "2026-03-01T12:00:00.000Z", header, payload + bytes(overhead)))
+    ciphertext = payload + bytes(overhead)
+    encode(Message("f" * 256, "t" * 256, "i" * 256, "2026-03-01T12:00:00.000Z", header, ciphertext, "a" * 256))
     with pytest.raises(InvalidValue):
         encode_payload("a" * (codec.MAX_PAYLOAD - 1))
 
