@@ -124,10 +124,6 @@ class Session(Struct, frozen=True):
         """Whether the message is under a ratchet key known here; tells at no cost which session to try first."""
         return ratchet.knows_key(self.state, header)
 
-    def overtakes(self, header: Header) -> bool:
-        """Whether messages the peer sent earlier on this session are missing; ask once it has authenticated."""
-        return ratchet.overtakes(self.state, header)
-
     def encrypt(self, plaintext: bytes, entropy: Entropy) -> "tuple[Session, Header, bytes]":
         """Seal a message. Draws the nonce (12 bytes).
 

@@ -195,15 +195,6 @@ def knows_key(state: State, header: Header) -> bool:
     )
 
 
-def overtakes(state: State, header: Header) -> bool:
-    """Whether the peer sent others before the message of ``header`` that were neither read nor passed over here."""
-    if not isinstance(state, Established):
-        return header.n > 0
-    if header.dh == state.turn.remote:
-        return header.n > state.receiving.n
-    return not knows_key(state, header) and (header.n > 0 or header.pn > state.receiving.n)
-
-
 def encrypt(
     state: State, plaintext: bytes, associated_data: bytes, entropy: Entropy
 ) -> tuple[Opened | Established, Header, bytes]:
