@@ -145,7 +145,9 @@ class Peer(Struct, frozen=True):
 
     def knocked(self, knock_id: MessageId, opening: Opening, sessions: tuple[Session, ...], limit: int) -> "Peer":
         """The peer after its knock was let in."""
-        crossed = next((strand.session.id for strand in self.strands if not strand.heard), None)
+        crossed = None
+        if self.knock_id is not None:  # who has let us in knew our session, and wants another
+            crossed = next((strand.session.id for strand in self.strands if not strand.heard), None)
         candidate = Candidate(knock_id, opening, self.counter, sessions, crossed)
         return replace(self, candidates=(candidate, *self.candidates)[:limit], counter=self.counter + 1)
 

@@ -104,6 +104,15 @@ def test_a_peer_that_ignores_our_session_is_followed():
     assert names(peer)[0] == "theirs"
 
 
+def test_a_knock_of_a_peer_that_has_let_us_in_crosses_nothing():
+    peer = Peer(BOB).opened_by_us(session("ours", ALICE), MessageId("k"), b"knock", 4).accepted()
+    theirs = session("theirs", BOB)
+    peer = peer.knocked(MessageId("k2"), OPENING, (theirs,), 4)
+    peer = peer.heard(theirs, peer.candidates[0], 4)
+    assert names(peer) == ["theirs", "ours"]
+    assert peer.heard(session("ours", ALICE), None, 4).heard(theirs, None, 4).sending().session.id == b"theirs"
+
+
 def test_a_restarted_peer_wins_over_a_session_it_forgot():
     peer = Peer(BOB, strands=(Strand(session("forgotten", ALICE), 0, heard=True),), counter=1)
     fresh = session("fresh", BOB)
