@@ -1054,19 +1054,18 @@ class ClientCore:
             )
             self._keep_peer(peer)
         self._write(self._accept_frame(MessageId(asked.knock.id), sender, now))
-        if asked.opening is not None:
-            for held in self.held.release(sender):
-                failure = self._read(sender, held.frame, now)
-                if failure is None:
-                    continue
-                if self._is_asked(sender):  # the other knock may explain it
-                    for dropped in self.held.hold(
-                        sender, held.frame, now.monotonic, connection=held.connection, considered=True
-                    ):
-                        self._give_up(dropped)
-                else:
-                    self._give_up(held, str(failure))
-            self._follow(sender, now)
+        for held in self.held.release(sender):
+            failure = self._read(sender, held.frame, now)
+            if failure is None:
+                continue
+            if asked.opening is not None and not self._is_asked(sender):
+                self._give_up(held, str(failure))
+                continue
+            for dropped in self.held.hold(  # another knock may explain it
+                sender, held.frame, now.monotonic, connection=held.connection, considered=self._is_asked(sender)
+            ):
+                self._give_up(dropped)
+        self._follow(sender, now)
 
     def _refuse_knock(
         self, frame: frames.Knock, sender: Did, detail: str, now: Instant, remedy: str | None = None

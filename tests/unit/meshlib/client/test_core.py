@@ -349,6 +349,21 @@ class TestKnocks:
         bob.receive(encode(dataclass_replace(knock, sender=bob.did)))
         assert (bob.did, knock.id) in mesh.acked
 
+    def test_what_waited_for_the_answer_is_called_unread_if_that_explains_nothing(self):
+        """Its establishment got lost on the way. What was held for the knock must not be held for ever."""
+        mesh = MemoryMesh(receipts=True)
+        alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True)
+        message = alice.send(bob, "let me in")
+        knock, first = mesh.inboxes[bob.did]
+        bob.receive(encode(dataclass_replace(decode(knock), establishment=None)))
+        bob.receive(first)
+        (question,) = bob.core.open_questions()
+        bob.core.answer_knock(*question, accept=True, now=mesh.clock.now)
+        bob.core.tick(mesh.clock.advance(Limits().held_seconds))
+        bob.step()
+        assert mesh.unread == [(bob.did, message)]
+        assert len(bob.core.held) == 0
+
     def test_a_silent_policy_counts_as_no(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob", ask_before_accepting=True, extensions=True)
         alice.send(bob, "hello?")
