@@ -78,8 +78,12 @@ class Network:
 
     def after(self, delay: float, process: Process | None, do: Callable[..., None], *arguments: Any) -> None:
         """Put something on the heap."""
+        self.at(self.now + max(0.0, delay), process, do, *arguments)
+
+    def at(self, moment: float, process: Process | None, do: Callable[..., None], *arguments: Any) -> None:
+        """The same for a moment. What is put there first happens first, which no sum of differences could promise."""
         self._order += 1
-        heapq.heappush(self._due, (self.now + max(0.0, delay), self._order, process, do, arguments))
+        heapq.heappush(self._due, (moment, self._order, process, do, arguments))
 
     def run(self, until: float) -> None:
         """Do everything that is due before ``until``."""
@@ -147,7 +151,7 @@ class Socket:
         for copy in copies:
             self._last[direction] = max(self._last[direction], self.net.now + delay)
             end = self.relay if direction == "up" else self.client
-            self.net.after(self._last[direction] - self.net.now, end, self._arrive, direction, copy)
+            self.net.at(self._last[direction], end, self._arrive, direction, copy)
 
     def _arrive(self, direction: str, raw: bytes) -> None:
         if not self.whole and direction != self._draining:
