@@ -880,7 +880,7 @@ class ClientCore:
         try:
             payload = encode_payload(decode_plaintext_payload(frame.text))
         except (MalformedFrame, InvalidValue) as error:
-            self._ack(frame.id, sender)
+            self._ack(frame.id, sender, unread=True)
             self._events.append(FaultFound("payload", str(error), sender, frame.id))
             return
         lane = self._lane(sender, payload)

@@ -1234,6 +1234,24 @@ class TestHandOver:
         assert ("payload", alice.did) in faults(bob)
         assert (bob.did, "m") in mesh.acked
 
+    def test_what_reads_as_plaintext_and_is_no_json_is_called_unread(self):
+        """One bit of an encrypted message was bent, in the name of its header. Its sender sends it again."""
+        mesh = MemoryMesh(receipts=True)
+        alice = mesh.agent("alice")
+        bob = mesh.agent("bob", ack_when_saved=True, plaintext_peers=frozenset({alice.did}))
+        message = alice.send(bob, "hello")
+        knock, first = mesh.inboxes[bob.did]
+        mesh.inboxes[bob.did].clear()
+        for raw in (knock, first.replace(b'"header"', b'"heades"')):
+            mesh.delivered[bob.did][decode(raw).id] = raw
+            bob.receive(raw)
+        assert mesh.unread == [(bob.did, message)]
+        mesh.settle()  # she is told
+        alice.core.tick(mesh.clock.advance(1.0))
+        alice.step()
+        mesh.settle()
+        assert bob.payloads == ["hello"]
+
     def test_seen_ids_are_bounded(self, mesh):
         alice, bob = mesh.agent("alice"), mesh.agent("bob", limits=Limits(seen=10))
         for number in range(50):
