@@ -1,8 +1,9 @@
 """What the core can tell its caller: facts, in the past tense. None of them holds a key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 from meshlib.identity import Did
 from meshlib.wire.encoding import MessageId
@@ -25,8 +26,7 @@ class DeliveryState(StrEnum):
     """The recipient refused our knock, or the relay refused the frame."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """A message of a peer, authentic (or, for a peer on the plaintext list, unencrypted) and saved."""
 
     sender: Did
@@ -40,15 +40,13 @@ class Received:
         return f"Received(sender={self.sender!r}, id={self.id!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(Struct, frozen=True):
     """The relay takes our frames."""
 
     features: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
+class Disconnected(Struct, frozen=True):
     """The connection is gone. ``code`` is the WebSocket close code, 1006 when there was none."""
 
     code: int
@@ -56,8 +54,7 @@ class Disconnected:
     retrying: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PeerVerified:
+class PeerVerified(Struct, frozen=True):
     """The first message of a peer has authenticated: its key is proven."""
 
     peer: Did
@@ -65,8 +62,7 @@ class PeerVerified:
     """Whether it is the first peer this client verified at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class KnockReceived:
+class KnockReceived(Struct, frozen=True):
     """A peer wants to talk. ``peer`` is proven to own its DID where the DID commits to a key."""
 
     peer: Did
@@ -75,31 +71,27 @@ class KnockReceived:
     """What the peer says it wants; its word only."""
 
 
-@dataclass(frozen=True, slots=True)
-class KnockAccepted:
+class KnockAccepted(Struct, frozen=True):
     """A peer let us in."""
 
     peer: Did
 
 
-@dataclass(frozen=True, slots=True)
-class KnockRejected:
+class KnockRejected(Struct, frozen=True):
     """A peer refused the knock that was out."""
 
     peer: Did
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLost:
+class SessionLost(Struct, frozen=True):
     """Messages of a peer cannot be read and no knock of theirs explains it."""
 
     peer: Did
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryChanged:
+class DeliveryChanged(Struct, frozen=True):
     """A message of ours has come further."""
 
     peer: Did
@@ -108,8 +100,7 @@ class DeliveryChanged:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FileReceived:
+class FileReceived(Struct, frozen=True):
     """A file of a peer lies in the folder for received files, and is what was sent. A message in the inbox says so,
     too, and outlives the process."""
 
@@ -124,8 +115,7 @@ class FileReceived:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FaultFound:
+class FaultFound(Struct, frozen=True):
     """Something arrived that could not be taken; nothing has changed.
 
     ``kind`` is one of ``frame`` (no frame at all), ``knock`` (unusable opening), ``decrypt`` (not readable),

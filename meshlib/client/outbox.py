@@ -3,6 +3,7 @@
 Owns what waits and how far it has come. Leaves encrypting and writing to :mod:`meshlib.client.core`.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 
@@ -24,7 +25,7 @@ class Outbox:
         self._of: dict[Did, dict[MessageId, None]] = {}
         self._queued: dict[Did, dict[MessageId, None]] = {}
         self._changed: dict[MessageId, Outgoing | None] = {}
-        self._outcomes: dict[MessageId, Outcome] = {outcome.id: outcome for outcome in outcomes}
+        self._outcomes = OrderedDict((outcome.id, outcome) for outcome in outcomes)
         self._ended: list[Outcome] = []
         for outgoing in saved:
             self._index(outgoing)
@@ -78,7 +79,7 @@ class Outbox:
         self._outcomes[message] = outcome
         self._ended.append(outcome)
         if len(self._outcomes) > OUTCOMES_KEPT:
-            del self._outcomes[next(iter(self._outcomes))]
+            self._outcomes.popitem(last=False)
 
     def outcome(self, message: MessageId) -> Outcome | None:
         """How a message ended, if it did and is remembered."""

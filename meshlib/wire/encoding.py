@@ -12,10 +12,9 @@ import json
 import math
 import re
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import chain, repeat
 from json.encoder import encode_basestring as _quote
 from typing import Any, NewType
@@ -114,8 +113,10 @@ def js_json(value: object) -> str:
             JavaScript number equals, because it would arrive as another one.
     """
     if _is_plain(value):
-        with suppress(UnicodeEncodeError):
+        try:
             return _ENCODER.encode(value).decode()
+        except UnicodeEncodeError:
+            pass  # half a surrogate pair
     parts: list[str] = []
     write = parts.append
     # A stack of our own instead of recursion: the depth of a payload must not depend on how deep its caller is.
@@ -143,8 +144,8 @@ def js_json(value: object) -> str:
 
 
 def _is_plain(value: object, levels: int = 4) -> bool:
-    """Whether any encoder gives the text that ``JSON.stringify`` does, as it is with most messages: no number that may
-    print otherwise, no key that goes first, nothing deep. Half a surrogate pair is found by the encoder."""
+    """Whether all encoders and decoders agree on a value and its text, as they do on most messages: no number that they
+    may print or read otherwise, no key that goes first, nothing deep. Half a surrogate pair they find themselves."""
     kind = type(value)
     if kind is str or value is None or kind is bool:
         return True
@@ -153,10 +154,10 @@ def _is_plain(value: object, levels: int = 4) -> bool:
     if not levels:
         return False
     if kind is dict:
-        return all(
-            type(key) is str and not key[:1].isdigit() and _is_plain(entry, levels - 1)
-            for key, entry in value.items()  # type: ignore[attr-defined]
-        )
+        for key, entry in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or key[:1].isdigit() or not (type(entry) is str or _is_plain(entry, levels - 1)):
+                return False
+        return True
     return kind is list and all(_is_plain(entry, levels - 1) for entry in value)  # type: ignore[attr-defined]
 
 
@@ -258,6 +259,7 @@ def _parse_integer(text: str) -> int | float:
     return int(double) if math.isfinite(double) else double
 
 
+_QUICK_DECODER = msgspec.json.Decoder()
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_integer)
 
 
@@ -270,6 +272,15 @@ def parse_json(data: bytes | str) -> Any:
     Raises:
         MalformedFrame: not JSON, or nested deeper than :data:`MAX_DEPTH`.
     """
+    try:
+        value = _QUICK_DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _parse_carefully(data)
+    return value if _is_plain(value) else _parse_carefully(data)
+
+
+def _parse_carefully(data: bytes | str) -> Any:
+    """Read whatever the quick decoder refuses, or may read as another value than ``JSON.parse`` does."""
     text = data if isinstance(data, str) else data.decode("utf-8", "replace").removeprefix("\ufeff")
     try:
         value = _DECODER.decode(text)
@@ -320,7 +331,13 @@ def timestamp(utc: float) -> str:
     seconds, milliseconds = divmod(round(utc * 1000) if 0 <= utc <= _YEAR_10000 else -1, 1000)
     if not 0 <= seconds < _YEAR_10000:
         raise InvalidValue("a timestamp lies between the years 1970 and 9999")
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
+    return f"{_whole_seconds(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _whole_seconds(seconds: int) -> str:
+    """Kept for the second in which they are asked for again and again: three quarters of what a timestamp costs."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def parse_timestamp(text: str) -> float:
@@ -340,7 +357,13 @@ def parse_timestamp(text: str) -> float:
 
 def message_id(entropy: Entropy) -> MessageId:
     """A UUID version 4 from 16 bytes of ``entropy``."""
-    return MessageId(str(uuid.UUID(bytes=entropy(16), version=4)))
+    raw = bytearray(entropy(16))
+    if len(raw) != 16:
+        raise InvalidValue(f"the entropy source gave {len(raw)} bytes for an id of 16")
+    raw[6] = raw[6] & 0x0F | 0x40  # RFC 9562, section 5.4: the version
+    raw[8] = raw[8] & 0x3F | 0x80  # the variant
+    text = raw.hex()
+    return MessageId(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
 
 
 def parse_message_id(text: str) -> MessageId:

@@ -224,6 +224,15 @@ def test_a_payload_is_written_the_same_however_deep_it_is(value: object) -> None
     assert js_json([[[[[value]]]]]) == f"[[[[[{js_json(value)}]]]]]"
 
 
+@given(json_values, st.booleans())
+@example([2**53 + 1, 10**30, -(10**20)], True)
+@example({"5": "\ud83d", "b": -0.0, "c": 1e-7}, True)
+def test_json_is_read_the_same_however_deep_it_is(value: object, ascii_only: bool) -> None:
+    """Only what is flat goes the short way, so this holds it against the long one."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    assert repr(parse_json(f"[[[[[{text}]]]]]")) == f"[[[[[{parse_json(text)!r}]]]]]"
+
+
 @given(st.text(TELLING + "\ud800\ud83d\ude00\udc00"))
 def test_any_javascript_string_comes_back(text: str) -> None:
     joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
