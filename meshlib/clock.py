@@ -1,9 +1,9 @@
 """Time as a value: cores are told what time it is, shells ask the clock."""
 
-from typing import NamedTuple
+from msgspec import Struct
 
 
-class Instant(NamedTuple):
+class Instant(Struct, frozen=True):
     """One moment on both clocks, taken once per wake-up.
 
     ``monotonic`` (seconds, arbitrary origin) serves deadlines; ``utc`` (seconds since the Unix epoch) is what gets

@@ -126,7 +126,14 @@ TABLE = {
     "logs": Row(LOGS, WIRE, never=(*IO, *CLOCK_AND_CHANCE)),
     "numbers": Row(NUMBERS, never=(*IO, "random", "secrets", "logging")),
     "serving": Row(SERVING, foreign=("cryptography",), never=("asyncio", "threading", "subprocess", "sqlite3")),
-    "core values": Row(CORE_VALUES, (*IDENTITY, *WIRE), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
+    "core values": Row(
+        tuple(sorted({*CORE_VALUES} - {*STATS})),
+        (*IDENTITY, *WIRE, *STATS),
+        ("msgspec",),
+        never=(*IO, *CLOCK_AND_CHANCE, "logging"),
+    ),
+    # Plugins load it inside foreign interpreters, where no package of ours is.
+    "stats": Row(STATS, never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "cores": Row(
         CORES,
         # The records a store keeps are the core's own values; the store's drivers are not for it.

@@ -645,7 +645,9 @@ class ClientCore:
 
     def _dispatch(self, frame: frames.Frame, now: Instant) -> None:
         self.frames_received[type(frame)] += 1
-        match frame:
+        match frame:  # the most frequent first
+            case frames.Receipt():
+                self._receipt(frame, now)
             case frames.Message() | frames.PlaintextMessage() if all(map(self._has_no_room, self.inbox.lanes)):
                 self._closed_lanes.update(self.inbox.lanes)
             case frames.Message():
@@ -666,8 +668,6 @@ class ClientCore:
             case frames.Connected():
                 if self.link is Link.PROVING:
                     self._up(now, frozenset(frame.features))
-            case frames.Receipt():
-                self._receipt(frame, now)
             case frames.Error():
                 self._events.append(FaultFound("relay", frame.detail))
             case _:
@@ -689,7 +689,7 @@ class ClientCore:
         self._follow(sender, now)
 
     def _read_or_hold(self, sender: Did, frame: frames.Message, now: Instant, *, in_turn: bool = False) -> None:
-        if self._passed_over[sender] > MAX_SKIP:
+        if self._passed_over.get(sender, 0) > MAX_SKIP:
             return  # no session could skip that many; what is not even looked at costs nothing, and waits at the relay
         failure = self._read(sender, frame, now, in_turn=in_turn)
         if failure is None:
@@ -997,7 +997,7 @@ class ClientCore:
         anything must not make every start slower.
         """
         peer = self.peer(sender)
-        if all(candidate.sessions and self._is_open(candidate.opening) for candidate in peer.candidates):
+        if not peer.candidates or all(one.sessions and self._is_open(one.opening) for one in peer.candidates):
             return peer
         kept = []
         for candidate in peer.candidates:
@@ -1189,7 +1189,7 @@ class ClientCore:
                 self._reopen(outgoing.peer, "the peer cannot read us", now)
                 return
             case final:
-                state = DeliveryState(final.value)
+                state = _ENDS[final]
                 self.outbox.finish(outgoing.id, state)
                 self._complaints.pop(outgoing.peer, None)
         self._events.append(DeliveryChanged(outgoing.peer, outgoing.id, state))
@@ -1335,6 +1335,13 @@ class ClientCore:
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None
+
+
+_ENDS: Mapping[frames.ReceiptState, DeliveryState] = {
+    frames.ReceiptState.DELIVERED: DeliveryState.DELIVERED,
+    frames.ReceiptState.EXPIRED: DeliveryState.EXPIRED,
+    frames.ReceiptState.REFUSED: DeliveryState.REFUSED,
+}
 
 
 class NotForThisPeer(NotAuthentic):

