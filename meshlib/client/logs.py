@@ -6,6 +6,7 @@ peers and ids, and never what they say.
 """
 
 import logging
+from collections.abc import Iterable
 
 from meshlib.client.events import (
     Connected,
@@ -59,11 +60,14 @@ def saved(changes: Changes) -> None:
             log.debug(LogEvent("handed_over", id=message, peer=sender))
 
 
-def told(event: Event) -> None:
+def told(events: Iterable[Event]) -> None:
     """Listeners are told something."""
-    level = logging.INFO if type(event) in _SELDOM else logging.DEBUG
-    if log.isEnabledFor(level):
-        log.log(level, _described(event))
+    if not log.isEnabledFor(logging.INFO):
+        return
+    for event in events:
+        level = logging.INFO if type(event) in _SELDOM else logging.DEBUG
+        if log.isEnabledFor(level):
+            log.log(level, _described(event))
 
 
 def _described(event: Event) -> LogEvent:

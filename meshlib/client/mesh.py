@@ -362,7 +362,7 @@ class MeshClient:
         """
         if wait is not None:
             wait = progress_of(wait)
-        did = await self.resolve(peer)
+        did = parse_did(peer) if peer.startswith("did:") else await self.resolve(peer)
         chosen = parse_message_id(message_id) if message_id is not None else None
         receipt = await self._post(did, payload, chosen)
         if wait is not None:
@@ -384,7 +384,7 @@ class MeshClient:
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
         logs.queued(message, did)
-        await self._step()
+        await self._until_saved(self._ask_step())
         return receipt
 
     async def take_back(self, message: str) -> bool:
@@ -550,7 +550,7 @@ class MeshClient:
         self._open_core()
         wanted = None if senders is None else {await self.resolve(sender) for sender in senders}
         while True:
-            if self._take_arrivals(self._next_step):
+            if (wanted is not None or not self._arrivals) and self._take_arrivals(self._next_step):
                 self._ask_step()
             found = self._first_arrival(wanted)
             if found is None:
@@ -584,7 +584,9 @@ class MeshClient:
             self._arrived[0].ring()
 
     def _first_arrival(self, wanted: set[Did] | None) -> Received | None:
-        return next((one for one in self._arrivals if wanted is None or one.sender in wanted), None)
+        if wanted is None:
+            return self._arrivals[0] if self._arrivals else None
+        return next((one for one in self._arrivals if one.sender in wanted), None)
 
     def add_route(self, route: Route) -> None:
         """Let a route take some of the messages before the application sees them, those that wait already included.
@@ -615,26 +617,33 @@ class MeshClient:
                 else:
                     # Not waiting until it is saved: a process that dies before has the route handle it again, as if it
                     # had died a moment earlier; and many of them share one write to the disk.
-                    await self._take_off(message)
+                    self._take_off(message)
+                    await self._ask_for_the_rest()
 
     async def _confirm(self, message: Message) -> None:
-        await self._take_off(message)
+        self._take_off(message)
+        await self._ask_for_the_rest()
         await self._step()
 
     async def _confirm_soon(self, message: Message) -> None:
-        await self._take_off(message)
+        self._take_off(message)
+        if self._open_core().overflowed:
+            await self._ask_for_the_rest()
         self._confirmed += 1
         if self._confirmed % CONFIRMED_AT_ONCE == 0:
             await anyio.lowlevel.checkpoint()
 
-    async def _take_off(self, message: Message) -> None:
+    def _take_off(self, message: Message) -> None:
         self._pending.pop((message.sender, message.id), None)
-        core = self._open_core()
-        if core.confirm(message.sender, message.id):
+        if self._open_core().confirm(message.sender, message.id):
             self._room.ring()
-            if core.overflowed and core.inbox_has_room and self._socket is not None:
-                await self._socket.abort()  # the relay offers what was passed over on the next connection
             self._ask_step()
+
+    async def _ask_for_the_rest(self) -> None:
+        """Once there is room for what was passed over, connect anew: then the relay offers it."""
+        core = self._open_core()
+        if core.overflowed and core.inbox_has_room and self._socket is not None:
+            await self._socket.abort()
 
     def events(self) -> "Events":
         """Facts from now on, for ``async for``. Who lags more than ``limits.events`` behind misses the oldest."""
@@ -683,8 +692,8 @@ class MeshClient:
             logs.saved(changes)
             step.saved = True
             step.told.ring()
-            for event in core.events():
-                self._tell(event)
+            if events := core.events():
+                self._tell(*events)
             for did in core.fetches():
                 self._spawn(self._fetch_bundle, did)
             if self._arrivals:
@@ -730,22 +739,23 @@ class MeshClient:
             return False
         return True
 
-    def _tell(self, event: Event) -> None:
-        self._counters.told(event)
-        logs.told(event)
-        if isinstance(event, DeliveryChanged):
-            receipt = self._receipts.get(event.id)
-            if receipt is not None:
-                receipt.advance(event.state, event.detail)
-        elif isinstance(event, KnockReceived):
-            if self.config.knock_policy is not accept_everyone:
-                self._spawn(self._ask_policy, event)
-        elif isinstance(event, Connected | Disconnected):
-            if isinstance(event, Disconnected) and not event.retrying:
-                self._refused = RelayRefused(event.code, event.reason)
-            self._wake_all()
-        if self._listeners:
-            for listener in list(self._listeners):
+    def _tell(self, *events: Event) -> None:
+        logs.told(events)
+        listeners = list(self._listeners)
+        for event in events:
+            self._counters.told(event)
+            if isinstance(event, DeliveryChanged):
+                receipt = self._receipts.get(event.id)
+                if receipt is not None:
+                    receipt.advance(event.state, event.detail)
+            elif isinstance(event, KnockReceived):
+                if self.config.knock_policy is not accept_everyone:
+                    self._spawn(self._ask_policy, event)
+            elif isinstance(event, Connected | Disconnected):
+                if isinstance(event, Disconnected) and not event.retrying:
+                    self._refused = RelayRefused(event.code, event.reason)
+                self._wake_all()
+            for listener in listeners:
                 listener.tell(event)
 
     def _check_able(self) -> None:
