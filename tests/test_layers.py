@@ -67,6 +67,7 @@ CORES = tuple(
     )
 )
 CORES += tuple(f"meshlib.files.{name}" for name in ("__init__", "incoming", "outgoing", "pieces", "records"))
+WEBSOCKET = ("meshlib.client.websocket",)
 STORES = ("meshlib.store", "meshlib.files.folder", "meshlib.files.journal")
 SHELLS = tuple(
     f"meshlib.client.{name}"
@@ -155,9 +156,10 @@ TABLE = {
         ("msgspec",),
         never=("asyncio", "threading", "subprocess", "random", "secrets"),
     ),
+    "websocket": Row(WEBSOCKET, IDENTITY, ("websockets",), never=(*IO, *CLOCK_AND_CHANCE, "logging")),
     "shells": Row(
         SHELLS,
-        (*IDENTITY, *SESSION, *WIRE, *LOGS, *CORE_VALUES, *CORES, *STORES),
+        (*IDENTITY, *SESSION, *WIRE, *LOGS, *CORE_VALUES, *CORES, *STORES, *WEBSOCKET),
         ("anyio", "httpx", "websockets", "python_socks", "msgspec"),
         never=("asyncio", "sqlite3", "subprocess"),
     ),

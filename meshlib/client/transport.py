@@ -1,13 +1,15 @@
 """One WebSocket to the relay over an anyio byte stream: TLS, proxies, and many frames in one write.
 
-Owns the socket. The protocol itself is websockets' Sans-I/O ``ClientProtocol``; proxies are python-socks'.
+Owns the socket. The protocol itself is websockets' Sans-I/O ``ClientProtocol``, with the shorter path of
+:mod:`meshlib.client.websocket` beside it; proxies are python-socks'.
 Foreign exceptions are translated here, once.
 """
 
 import logging
 import math
+import os
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -19,11 +21,11 @@ from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, Pr
 from python_socks.async_.anyio.v2 import Proxy as Tunnel
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus
-from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from meshlib.client.websocket import MAX_FRAGMENTS, Frames
 from meshlib.errors import InvalidValue, TransportError
 from meshlib.proxies import Proxy
 from meshlib.wire.codec import MAX_FRAME
@@ -46,8 +48,7 @@ _CERTIFICATE_ALERTS = (
     "ALERT_UNSUPPORTED_CERTIFICATE",
 )
 """What a server says, in OpenSSL's words, about the certificate we showed or did not show."""
-_MAX_FRAGMENTS = 1024
-"""Pieces one message may come in. Ours come in one; empty pieces would otherwise cost memory without end."""
+_HEAD_ENDS = b"\r\n\r\n"
 _LONGEST_SAID = 200
 """Bytes of a refusal's text that an error shows."""
 _MAX_CHALLENGE = 1024
@@ -93,7 +94,9 @@ class WebSocket:
     def __init__(self, stream: ByteStream, protocol: ClientProtocol) -> None:
         self._stream = stream
         self._protocol = protocol
-        self._partial: list[Frame] = []
+        self._frames = Frames(protocol, MAX_FRAME, os.urandom)
+        self._head = b""
+        self._arrived: list[bytes] = []
         self._sending = anyio.Lock()
         self._quiet = self._patience = math.inf
         self._asked = False
@@ -138,8 +141,6 @@ class WebSocket:
                 for event in self._protocol.events_received():
                     if isinstance(event, Response):
                         self._take_challenge(event)
-                    else:
-                        self._partial.append(_as_frame(event))
         error = self._protocol.handshake_exc
         if isinstance(error, InvalidStatus):
             said = bytes(error.response.body or b"")[:_LONGEST_SAID].decode("ascii", "replace").strip()
@@ -170,7 +171,7 @@ class WebSocket:
         """
         self._quiet, self._patience = quiet, patience
 
-    async def send(self, messages: Iterable[bytes]) -> None:
+    async def send(self, messages: Sequence[bytes]) -> None:
         """Send text frames, all in one write.
 
         Raises:
@@ -179,10 +180,9 @@ class WebSocket:
         async with self._sending:
             if self._protocol.state is not State.OPEN:
                 raise self._closed()
-            for message in messages:
-                self._protocol.send_text(message)
             try:
                 await self._flush()
+                await self._stream.send(self._frames.write(messages))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                 raise self._closed() from error
 
@@ -193,10 +193,12 @@ class WebSocket:
             Closed: the connection has ended, with the peer's code or 1006.
         """
         while True:
-            messages = list(self._messages(self._take_frames()))
+            messages, self._arrived = self._arrived, []
             await self._answer()
             if messages:
                 return messages
+            if self._frames.in_pieces:
+                raise Closed(_ABNORMAL, f"the relay cuts messages into more than {MAX_FRAGMENTS} pieces")
             if self._broken or self._protocol.close_rcvd is not None or self._protocol.state is State.CLOSED:
                 raise self._closed()  # nothing follows a close frame; whether TCP lingers is the server's business
             if not await self._read():
@@ -212,23 +214,6 @@ class WebSocket:
             await self._flush_quietly()
         finally:
             self._sending.release()
-
-    def _take_frames(self) -> list[Frame]:
-        early, self._partial = self._partial, []
-        return early + [_as_frame(event) for event in self._protocol.events_received()]
-
-    def _messages(self, frames: Iterable[Frame]) -> Iterator[bytes]:
-        parts: list[Frame] = []
-        for frame in frames:
-            if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                continue
-            parts.append(frame)
-            if len(parts) > _MAX_FRAGMENTS:
-                raise Closed(_ABNORMAL, f"the relay cuts messages into more than {_MAX_FRAGMENTS} pieces")
-            if frame.fin:
-                yield bytes(parts[0].data) if len(parts) == 1 else b"".join(part.data for part in parts)
-                parts = []
-        self._partial = parts + self._partial
 
     async def say_goodbye(self, code: int = 1000) -> None:
         """Start an orderly close; whoever receives sees it end."""
@@ -249,7 +234,7 @@ class WebSocket:
         try:
             await self.say_goodbye(code)
             while not self._broken and self._protocol.close_rcvd is None and await self._read():
-                self._protocol.events_received()
+                self._arrived.clear()
         finally:
             await anyio.aclose_forcefully(self._stream)
 
@@ -264,7 +249,7 @@ class WebSocket:
             return False
         if data:
             self._asked = False
-            self._protocol.receive_data(data)
+            self._take(data)
             return True
         if self._asked or self._protocol.state is not State.OPEN:
             self._silent = True
@@ -273,6 +258,21 @@ class WebSocket:
         self._protocol.send_ping(b"")
         await self._answer()
         return True
+
+    def _take(self, data: bytes) -> None:
+        if self._protocol.state is State.CONNECTING:
+            # Frames may follow the handshake's answer at once: the protocol is to see the answer, and nothing more.
+            end = (self._head + data).find(_HEAD_ENDS)
+            answered = len(data) if end < 0 else end + len(_HEAD_ENDS) - len(self._head)
+            self._head = (self._head + data)[-3:]
+            self._protocol.receive_data(data[:answered])
+            data = data[answered:]
+            if not data:
+                return
+            if self._protocol.state is State.CONNECTING:
+                self._protocol.receive_data(data)
+                return
+        self._arrived += self._frames.receive(data)
 
     async def _flush(self) -> None:
         while chunks := [chunk for chunk in self._protocol.data_to_send() if chunk]:
@@ -297,11 +297,6 @@ class WebSocket:
         code = self._protocol.close_rcvd.code if self._protocol.close_rcvd else _ABNORMAL
         reason = self._protocol.close_rcvd.reason if self._protocol.close_rcvd else ""
         return Closed(code, reason)
-
-
-def _as_frame(event: object) -> Frame:
-    assert isinstance(event, Frame), "after the handshake the protocol yields frames only"
-    return event
 
 
 async def _open_unix(path: str) -> ByteStream:

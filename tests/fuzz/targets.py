@@ -22,8 +22,13 @@ from mesh_relay.connection import Asked, Connection
 from mesh_relay.core import Close, RelayCore, Send
 from mesh_relay.inbox.memory import MemoryInbox
 from mesh_relay.links import Link
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from meshlib import snapshot
+from meshlib.client.websocket import Frames
 from meshlib.clock import Instant
 from meshlib.crypto.prekeys import make_bundle, make_one_time_prekeys, make_signed_prekey
 from meshlib.crypto.x3dh import Dialect
@@ -172,6 +177,28 @@ def sockets(data: bytes) -> None:
             events = connection.receive(b"") if connection.held else []
         connection.writes()
         connection.take_irregular()
+
+
+def answered_sockets(data: bytes) -> None:
+    """Bytes of a relay after the handshake, in steps: a client reads the messages that the library reads."""
+    if not data:
+        return
+    step, stream = 1 + data[0] % 64, data[1:]
+    protocol, oracle = (ClientProtocol(parse_uri("ws://a/ws"), max_size=FRAME_SIZE, state=State.OPEN) for _ in "ab")
+    ours = Frames(protocol, FRAME_SIZE, bytes)
+    read: list[bytes] = []
+    expected: list[bytes] = []
+    parts: list[bytes] = []
+    for start in range(0, len(stream), step):
+        read += ours.receive(stream[start : start + step])
+        oracle.receive_data(stream[start : start + step])
+        for frame in oracle.events_received():
+            if isinstance(frame, Frame) and frame.opcode <= Opcode.BINARY:
+                parts.append(bytes(frame.data))
+                if frame.fin:
+                    expected.append(b"".join(parts))
+                    parts = []
+    assert read == expected or ours.in_pieces
 
 
 _SMALL = replace(
@@ -364,6 +391,15 @@ TARGETS = {
             b"\2" + b"\x89\x84\0\0\0\0ping" + b"\x88\x82\0\0\0\0\x03\xe8",
             b"\1" + _UPGRADE + _MASKED,
             b"\0" + b"\x81\xfe\x03\x00\0\0\0\0" + b"x" * 768,
+        ],
+    ),
+    "answered_sockets": Target(
+        answered_sockets,
+        [
+            b"\x3f" + b"\x81\x02{}" * 3,
+            b"\x02" + b"\x01\x01a\x89\x04ping\x80\x01b\x82\x01c",
+            b"\x0c" + b"\x81\x7e\x03\x00" + b"x" * 768 + b"\x88\x02\x03\xe8\x81\x02{}",
+            b"\x00" + _MASKED + b"\x81\x7f\0\0\0\0\0\1\0\0",
         ],
     ),
     "relays": Target(

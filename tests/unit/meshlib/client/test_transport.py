@@ -181,8 +181,11 @@ async def test_a_pong_answers_while_we_listen():
 
 
 @contextmanager
-def mute_server():
-    """A server that opens a WebSocket and then neither reads nor says anything, as behind a cut cable."""
+def mute_server(*, first=(), step=65536):
+    """A server that opens a WebSocket and then neither reads nor says anything, as behind a cut cable.
+
+    Before, and in one breath with its answer, it says what is to come ``first``, in pieces of ``step`` bytes.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     protocol = ServerProtocol()
 
@@ -192,7 +195,12 @@ def mute_server():
             protocol.receive_data(client.recv(65536))
             (request,) = protocol.events_received()
             protocol.send_response(protocol.accept(request))
-            client.sendall(b"".join(protocol.data_to_send()))
+            for message in first:
+                protocol.send_text(message)
+            said = b"".join(protocol.data_to_send())
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for start in range(0, len(said), step):
+                client.sendall(said[start : start + step])
             done.wait()
 
     done = threading.Event()
@@ -204,6 +212,18 @@ def mute_server():
         done.set()
         thread.join()
         listener.close()
+
+
+@pytest.mark.parametrize("step", [1, 3, 150, 65536])
+async def test_what_follows_the_handshake_at_once_is_received(step):
+    first = [b"one", b"x" * 300, b"three"]
+    with mute_server(first=first, step=step) as url, anyio.fail_after(10):
+        web = await WebSocket.connect(url)
+        received = []
+        while len(received) < len(first):
+            received += await web.receive()
+        assert received == first
+        await web.abort()
 
 
 async def test_a_server_without_a_sign_of_life_is_gone():
