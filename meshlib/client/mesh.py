@@ -378,9 +378,10 @@ class MeshClient:
         core = self._open_core()
         self._check_able()
         message = core.send(did, payload, self._now(), chosen, answer=answer)
-        receipt = self._receipts.get(message)
+        receipt = found = None
+        if chosen is not None:  # only then may it be known from before
+            receipt, found = self._receipts.get(message), core.delivery(message)
         if receipt is None or receipt.state in FINAL:
-            found = core.delivery(message)
             state = DeliveryState.QUEUED if found is None else found.state
             receipt = self._receipts[message] = Receipt(message, did, state)
         logs.queued(message, did)
@@ -617,33 +618,34 @@ class MeshClient:
                 else:
                     # Not waiting until it is saved: a process that dies before has the route handle it again, as if it
                     # had died a moment earlier; and many of them share one write to the disk.
-                    self._take_off(message)
-                    await self._ask_for_the_rest()
+                    if self._take_off(message):
+                        await self._ask_for_the_rest()
 
     async def _confirm(self, message: Message) -> None:
-        self._take_off(message)
-        await self._ask_for_the_rest()
+        if self._take_off(message):
+            await self._ask_for_the_rest()
         await self._step()
 
     async def _confirm_soon(self, message: Message) -> None:
-        self._take_off(message)
-        if self._open_core().overflowed:
+        if self._take_off(message):
             await self._ask_for_the_rest()
         self._confirmed += 1
         if self._confirmed % CONFIRMED_AT_ONCE == 0:
             await anyio.lowlevel.checkpoint()
 
-    def _take_off(self, message: Message) -> None:
+    def _take_off(self, message: Message) -> bool:
+        """The application is done with a message. Returns whether that has made room for what was passed over."""
         self._pending.pop((message.sender, message.id), None)
-        if self._open_core().confirm(message.sender, message.id):
-            self._room.ring()
-            self._ask_step()
+        core = self._open_core()
+        if not core.confirm(message.sender, message.id):
+            return False
+        self._room.ring()
+        self._ask_step()
+        return core.overflowed and core.inbox_has_room
 
     async def _ask_for_the_rest(self) -> None:
-        """Once there is room for what was passed over, connect anew: then the relay offers it."""
-        core = self._open_core()
-        if core.overflowed and core.inbox_has_room and self._socket is not None:
-            await self._socket.abort()
+        if self._socket is not None:
+            await self._socket.abort()  # the relay offers what was passed over on the next connection
 
     def events(self) -> "Events":
         """Facts from now on, for ``async for``. Who lags more than ``limits.events`` behind misses the oldest."""

@@ -113,7 +113,8 @@ class Outbox:
 
     def queued(self, peer: Did) -> list[Outgoing]:
         """What has not been written yet to a peer, in order."""
-        return [self._entries[message] for message in self._queued.get(peer, ())]
+        queued = self._queued.get(peer)
+        return [self._entries[message] for message in queued] if queued else []
 
     def last_written(self, peer: Did) -> MessageId | None:
         """The message before the first that is queued for a peer, unless the peer has it.
