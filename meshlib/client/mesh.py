@@ -81,6 +81,9 @@ SLOWEST_LINK = 8 * 1024
 CONFIRMED_AT_ONCE = 32
 """Messages an inbox hands over before everybody else has a turn: what they cause is then saved and sent together, and a
 loop that never waits keeps nobody from working for long."""
+CONFIRMED_WITHIN = 0.005
+"""Seconds after which a confirmation that nobody waits for is saved; until then it shares the write of what comes next.
+As long as a commit takes on a disk that is not fast: who dies meanwhile is handed over no more than that would cost."""
 QUESTIONS = 100
 """Knocks the policy may be pondering over at the same time; the oldest is given up first."""
 
@@ -130,6 +133,8 @@ class MeshClient:
         self._arrivals_step = self._saving
         self._receivers_waiting = 0
         self._confirmed = 0
+        self._confirmed_unsaved = False
+        self._confirmed_bell = Bell()
         self._pending: dict[tuple[Did, MessageId], Message] = {}
         self._routes = Routes()
         self._requests = Requests(config.name or "", self.send, self.take_back, lambda: timestamp(self._now().utc))
@@ -197,6 +202,7 @@ class MeshClient:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._stack.push_async_exit(self._leave)
         self._spawn(self._keep_saved)
+        self._spawn(self._keep_confirmed)
         self.add_route(self._requests)
         files = await self._open_files()
         if config.register:
@@ -622,9 +628,10 @@ class MeshClient:
                         await self._ask_for_the_rest()
 
     async def _confirm(self, message: Message) -> None:
+        step = self._ask_step()
         if self._take_off(message):
             await self._ask_for_the_rest()
-        await self._step()
+        await self._until_saved(step)
 
     async def _confirm_soon(self, message: Message) -> None:
         if self._take_off(message):
@@ -640,7 +647,11 @@ class MeshClient:
         if not core.confirm(message.sender, message.id):
             return False
         self._room.ring()
-        self._ask_step()
+        if not core.profile.ack_when_saved:
+            self._ask_step()
+        elif not self._step_wanted:  # else that step takes this along
+            self._confirmed_unsaved = True  # the relay has its ack; nothing of this is urgent
+            self._confirmed_bell.ring()
         return core.overflowed and core.inbox_has_room
 
     async def _ask_for_the_rest(self) -> None:
@@ -686,6 +697,7 @@ class MeshClient:
             self._saving = step
             if self._receivers_waiting:
                 self._take_arrivals(step)  # at once: that they came and that they were handed over is one write
+            self._confirmed_unsaved = False
             changes, writes = core.changes(), core.writes()
             if changes:
                 await self._save(changes)
@@ -706,6 +718,15 @@ class MeshClient:
                 self._due_earlier.ring()
             if writes and socket is not None and socket is self._socket and await self._send(socket, writes):
                 core.sent()
+
+    async def _keep_confirmed(self) -> None:
+        """See to it that confirmations are saved soon, with whatever else there is to save."""
+        while True:
+            while not self._confirmed_unsaved:
+                await self._confirmed_bell.wait()
+            await anyio.sleep(CONFIRMED_WITHIN)
+            if self._confirmed_unsaved:
+                self._ask_step()
 
     async def _save(self, changes: Changes) -> None:
         assert self._store is not None
