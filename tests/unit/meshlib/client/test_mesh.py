@@ -262,6 +262,46 @@ async def test_what_was_not_confirmed_comes_again(config, tmp_path):
             await message.ack()
 
 
+async def test_going_on_confirms_soon_even_if_nothing_else_happens(config):
+    class Watched(MemoryStore):
+        durable = True
+        confirmed = threading.Event()
+
+        def save(self, changes):
+            super().save(changes)
+            if None in changes.inbox.values():
+                self.confirmed.set()
+
+    store = Watched()
+    async with MeshClient(config()) as alice, MeshClient(config(), store=store) as bob:
+        await alice.send(bob.did, "the only one")
+        inbox = bob.inbox()
+        with anyio.fail_after(PATIENCE):
+            await anext(inbox)
+        assert not store.confirmed.is_set()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, inbox)
+            assert await anyio.to_thread.run_sync(store.confirmed.wait, PATIENCE)
+            tasks.cancel_scope.cancel()
+
+
+async def test_going_on_and_leaving_confirms(config, tmp_path):
+    folder = tmp_path / "bob"
+    async with MeshClient(config()) as alice:
+        async with MeshClient(config(store=folder)) as bob:
+            await alice.send(bob.did, "first")
+            await alice.send(bob.did, "second")
+            inbox = bob.inbox()
+            with anyio.fail_after(PATIENCE):
+                await anext(inbox)
+                await anext(inbox)
+        async with MeshClient(config(store=folder)) as bob:
+            with anyio.fail_after(PATIENCE):
+                message = await bob.receive()
+            assert (message.payload, message.redelivered) == ("second", True)
+            await message.ack()
+
+
 async def test_a_full_inbox_keeps_no_client_from_starting(config, tmp_path):
     name, few = unique("bob"), Limits(inbox=2)
     async with MeshClient(config()) as alice:
