@@ -178,7 +178,9 @@ def _write_message(frame: Message) -> str:
     _sized(header.dh, KEY_SIZE, "header.dh")
     _counter(header.pn, "header.pn")
     _counter(header.n, "header.n")
-    text = _MessageText(1, "message", frame.sender, frame.recipient, frame.id, frame.ts, header, frame.ciphertext, frame.after)
+    text = _MessageText(
+        1, "message", frame.sender, frame.recipient, frame.id, frame.ts, header, frame.ciphertext, frame.after
+    )
     try:
         return _ENCODER.encode(text).decode()
     except UnicodeEncodeError as error:

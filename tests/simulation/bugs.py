@@ -9,6 +9,7 @@ from dataclasses import replace as with_other
 from typing import Any
 
 from mesh_relay.core import RelayCore
+from mesh_relay.counters import ABNORMAL
 from mesh_relay.links import Link
 from msgspec.structs import replace
 
@@ -184,17 +185,17 @@ class _LosesSessions(Disk):
 class _DropsWhatItPushed(RelayCore):
     def _push(self, receiver, entry, payload):  # type: ignore[no-untyped-def]
         super()._push(receiver, entry, payload)
-        if self._find(entry.mailbox, entry.id, entry.sender) is entry:
-            self._forget(entry)
+        if entry.mailbox.find(entry.id, entry.sender) is entry:
+            entry.mailbox.forget(entry)
             self._delivered([entry])
 
 
 class _ForgetsOnTheWayOut(RelayCore):
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Link, code: int = ABNORMAL) -> None:
         mailbox = link.binding.mailbox if link.binding is not None else None
-        super().lost(link)
+        super().lost(link, code)
         for entry in list(mailbox.awaiting.values()) if mailbox is not None else ():
-            self._forget(entry)
+            mailbox.forget(entry)
             self._remove(entry.mailbox, entry.pair, [entry])
 
 
