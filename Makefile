@@ -51,7 +51,7 @@ types: venv
 	@$(BIN)/mypy
 
 fast: venv
-	@$(BIN)/pytest -q -x -m 'not slow and not node' tests
+	@$(BIN)/pytest -q -x -n 2 -m 'not slow and not node' tests
 
 interop: venv npm ## who talks to whom: every client on every relay and registry, as a table
 	@$(BIN)/python -m interop.matrix
