@@ -25,7 +25,7 @@ class Role(StrEnum):
     RESPONDER = "responder"
 
 
-class Terms(Struct, frozen=True):
+class Terms(Struct, frozen=True, gc=False):
     """What was settled when the session began; all of it is public."""
 
     id: bytes
@@ -45,7 +45,7 @@ class Terms(Struct, frozen=True):
         return names + bytes(self.initiator_key) + bytes(self.responder_key)
 
 
-class Session(Struct, frozen=True):
+class Session(Struct, frozen=True, gc=False):
     """One end of a conversation. Encrypting and decrypting return the next value; a value never changes."""
 
     terms: Terms

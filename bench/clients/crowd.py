@@ -57,7 +57,9 @@ def _knock(guest: Connection, host: Did, bundle: PrekeyBundle) -> Callable[[], b
     _, header, ciphertext = session.encrypt(b'"hello"', os.urandom)
     establishment = frames.Establishment(bytes(opening.ik), bytes(opening.ek), opening.one_time_key_id)
     knock = frames.Knock(me, host, str(uuid4()), now, establishment)
-    message = frames.Message(me, host, message_id, now, frames.MessageHeader(*header), ciphertext)
+    message = frames.Message(
+        me, host, message_id, now, frames.MessageHeader(header.dh, header.pn, header.n), ciphertext
+    )
     told = bytearray()
     guest.take = told.extend
     guest.send(client_frame(encode(knock)) + client_frame(encode(message)))

@@ -17,6 +17,8 @@ checked with comparisons alone; then comes one agreement and at most ``max_skip`
 agreement, the fresh key and the skipped keys are made only after the message has authenticated. No state is touched
 on the way: an error leaves the caller with the value it had.
 
+States hold keys, bytes and numbers, and never each other in a circle: the garbage collector need not look at them.
+
 Source: Signal Double Ratchet rev. 1, sections 2 and 3; vectors/ratchet/ratchet_agt5.json
 """
 
@@ -63,7 +65,7 @@ _KEY_SIZE = 32
 _pack_numbers = struct.Struct(">II").pack
 
 
-class Header(Struct, frozen=True):
+class Header(Struct, frozen=True, gc=False):
     """What travels beside a ciphertext: ``dh`` (ratchet key, 32 bytes), ``pn`` (length of the sender's previous
     chain) and ``n`` (number in this one). Authenticated as part of the associated data."""
 
@@ -89,14 +91,14 @@ SkippedKeys = Mapping[tuple[bytes, int], SecretBytes]
 """Message keys of messages not seen yet, by (ratchet key, number), in the order in which they were skipped."""
 
 
-class Chain(Struct, frozen=True):
+class Chain(Struct, frozen=True, gc=False):
     """A symmetric chain: ``key`` makes the key of message ``n`` and the chain after it."""
 
     key: SecretBytes
     n: int
 
 
-class Turn(Struct, frozen=True):
+class Turn(Struct, frozen=True, gc=False):
     """What the last DH turn settled; nothing in it changes until the next one."""
 
     own: X25519Private
@@ -107,7 +109,7 @@ class Turn(Struct, frozen=True):
     """Length of the sending chain before this one, the ``pn`` of what is sent."""
 
 
-class Backlog(Struct, frozen=True):
+class Backlog(Struct, frozen=True, gc=False):
     """What is remembered of messages out of order."""
 
     skipped: SkippedKeys
@@ -115,21 +117,21 @@ class Backlog(Struct, frozen=True):
     """Ratchet keys of ended receiving chains, newest first."""
 
 
-class Waiting(Struct, frozen=True):
+class Waiting(Struct, frozen=True, gc=False):
     """A responder that has heard nothing. It has no sending chain."""
 
     own: X25519Private
     root: SecretBytes
 
 
-class Opened(Struct, frozen=True):
+class Opened(Struct, frozen=True, gc=False):
     """An initiator that has heard nothing. ``turn.remote`` is the responder's signed prekey."""
 
     turn: Turn
     sending: Chain
 
 
-class Established(Struct, frozen=True):
+class Established(Struct, frozen=True, gc=False):
     """Both directions are open."""
 
     turn: Turn
