@@ -68,6 +68,7 @@ def write(path: Path, about: Mapping[str, str], measures: Sequence[Measure]) -> 
         said = json.loads(path.read_text())
         older, kept = said["measures"], {"profiles": said.get("profiles", {})}
         listed = [one for one in older if (one["group"], one["name"], one["parameters"]) not in keys] + listed
+        listed.sort(key=lambda one: list(SUITES).index(one["group"]))
     path.write_text(json.dumps({"about": dict(about), "measures": listed} | kept, indent=1) + "\n")
 
 
