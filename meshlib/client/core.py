@@ -95,6 +95,9 @@ three seconds and feeds it to the next session, which does not survive that."""
 ACCEPTED_WITHIN = 5.0
 """Seconds that messages for a peer which has complained wait for its answer to our new knock. The SDK opens a session
 while the frames behind the knock are being read already, and reads the first of them with the old one."""
+MISSED_FOR = 1.0
+"""Seconds a message waits for the one before it while nothing says that its sender encrypts anew: that one is right
+behind it then, or does not come."""
 BELIEVED_FOR = 60.0
 """Seconds in which a second reject without a reason is taken as the peer's word."""
 FORGIVEN_AFTER = 120.0
@@ -183,6 +186,10 @@ class ClientCore:
         self.held = HeldMessages(limits)
         self.overtaking = HeldMessages(limits)
         """Messages whose predecessor has not come."""
+        self._healing: set[Did] = set(self._peers)
+        """Peers that may be encrypting messages anew: we called one of theirs unread, or who was here before us did."""
+        self._waited_in_vain: set[Did] = set()
+        """Peers whose messages wait for none before them until they heal again."""
         self._spent = SpentOpenings(state.spent_ephemerals, limits)
         self._knock_rate = KnockRate(limits)
         self._asked: dict[tuple[Did, MessageId], _Asked] = {}
@@ -383,6 +390,7 @@ class ClientCore:
             self._write(frames.Disconnect(self.profile.did))
             self.link = Link.DOWN
             self._consent_at = None
+            self.overtaking.clear()
 
     def sent(self) -> None:
         """What :meth:`writes` returned is on the socket. Without receipts that is all we shall ever learn."""
@@ -716,9 +724,12 @@ class ClientCore:
             in_turn: it need not wait for the one before it.
         """
         if not in_turn and self._is_early(sender, frame):
-            self.overtaking.take(sender, lambda older: older.id == frame.id)
+            older = self.overtaking.take(sender, lambda held: held.id == frame.id)
+            if older is not None:
+                self._complain(older, sender)  # the relay counts an answer to every copy it has pushed
+            until = now.monotonic + (self.limits.missing_seconds if sender in self._healing else MISSED_FOR)
             self._read_at_last(
-                self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, early=True), now
+                self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, early_until=until), now
             )
             return None
         duplicate = self._is_duplicate(sender, frame.id)
@@ -783,17 +794,29 @@ class ClientCore:
     # A relay with receipts loses nothing and keeps the order of frames. That of messages is lost where one could not be
     # read, or its older copy is gone from the relay: it comes encrypted anew, while what its sender wrote after it is
     # still on its way in copies that can be read. So each message says which one was written before it, and waits for
-    # that one, for a time; each newer copy takes the place of the older one. What a frame says there is not
-    # authentic, as its place among others is not: a relay can delay and reorder, and a peer delay itself.
+    # that one: for long while its sender may be encrypting anew, else for a moment, in which a newer copy that is right
+    # behind it comes; each newer copy takes the place of the older one. After a wait in vain nothing of that sender
+    # waits any more until it heals again: what was refused or has expired never comes, and to wait for it with all that
+    # follows would keep the very inbox full that it was refused for. What a frame says there is not authentic, as its
+    # place among others is not: a relay can delay and reorder, and a peer delay itself.
 
     def _is_early(self, sender: Did, frame: frames.Message) -> bool:
         """Whether the message before this one has not come. Of strangers nothing waits here, nor behind a full lane."""
         if frame.after is None or "receipts" not in self.features or sender in self._passed_over:
             return False
+        if sender in self._waited_in_vain:
+            return False
         if self.inbox.has_seen(sender, MessageId(frame.after)) or self.inbox.has_seen(sender, MessageId(frame.id)):
             return False
         peer = self.peer(sender)
         return bool(peer.strands or peer.candidates)
+
+    def _heals(self, did: Did) -> None:
+        """A peer encrypts messages anew, or soon will: what waits for one of them may have to wait for longer."""
+        if did in self._peers and did not in self._healing:
+            self._healing.add(did)
+            self._waited_in_vain.discard(did)
+            self.overtaking.prolong(did, self.limits.missing_seconds)
 
     def _follow(self, sender: Did, now: Instant) -> None:
         """Take what has waited for a message that has come."""
@@ -806,6 +829,9 @@ class ClientCore:
         for held in dropped:
             waited.setdefault(parse_did(held.frame.sender), []).append(held)
         for sender, messages in waited.items():
+            self._healing.discard(sender)
+            if sender in self._peers:
+                self._waited_in_vain.add(sender)
             for held in in_line((*messages, *self.overtaking.release(sender))):
                 self._read_or_hold(sender, held.frame, now, in_turn=True)
 
@@ -1049,6 +1075,8 @@ class ClientCore:
     def _accept_knock(self, asked: _Asked, sender: Did, now: Instant) -> None:
         if asked.opening is not None:
             self._spent.add(sender, bytes(asked.opening.ek))
+            if self.peer(sender).strands:
+                self._heals(sender)  # what was under way on the session it has left comes anew on this one
             peer = self.peer(sender).knocked(
                 MessageId(asked.knock.id), asked.opening, asked.sessions, self.limits.candidates_per_peer
             )
@@ -1285,6 +1313,8 @@ class ClientCore:
     def _ack(self, message: str, sender: str, *, unread: bool = False) -> None:
         if self.link is Link.DOWN or not message or _CONTROL.search(message):
             return  # what is no id names no stored frame, and no relay should have to find its way through one
+        if unread:
+            self._heals(Did(sender))
         # Ids are their senders' choice: ours says whose frame it means, where the relay understands.
         whose = sender if "receipts" in self.features else None
         self._write(frames.Ack(MessageId(message), unread, whose))
@@ -1332,6 +1362,8 @@ class ClientCore:
     def _forget(self, did: Did) -> None:
         del self._peers[did]
         self._accepted_by.pop(did, None)
+        self._healing.discard(did)
+        self._waited_in_vain.discard(did)
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None

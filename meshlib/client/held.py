@@ -11,6 +11,9 @@ from meshlib.config import Limits
 from meshlib.identity import Did
 from meshlib.wire.frames import Message
 
+_CHARACTER = 4
+"""Bytes of a character at most."""
+
 
 class Held(NamedTuple):
     """A frame, how long it is worth keeping (monotonic seconds), and whether its failure was reported already."""
@@ -35,7 +38,7 @@ class HeldMessages:
 
     @property
     def size(self) -> int:
-        """Bytes of ciphertext held."""
+        """Bytes of what peers chose in the frames held."""
         return sum(self._sizes.values())
 
     def hold(
@@ -46,7 +49,7 @@ class HeldMessages:
         *,
         connection: int,
         considered: bool = False,
-        early: bool = False,
+        early_until: float | None = None,
         reported: bool = False,
     ) -> list[Held]:
         """Keep a frame; the oldest make room. Returns what was dropped, which may be the frame itself.
@@ -55,20 +58,25 @@ class HeldMessages:
             now: monotonic seconds.
             connection: the number of the connection it came on.
             considered: a knock of the sender waits for the policy's answer, which then decides about the frame.
-            early: it waits for the message that its sender wrote before it.
+            early_until: it waits for the message that its sender wrote before it, until then (monotonic seconds).
         """
         limits = self._limits
-        size = limits.asked_frames_per_peer if considered or early else limits.held_frames_per_peer
-        until = now + (limits.missing_seconds if early else limits.held_seconds)
+        size = limits.asked_frames_per_peer if considered or early_until is not None else limits.held_frames_per_peer
+        until = now + limits.held_seconds if early_until is None else early_until
         queue = self._of.setdefault(sender, deque())
         queue.append(Held(frame, float("inf") if considered else until, reported, connection))
-        self._sizes[sender] = self._sizes.get(sender, 0) + len(frame.ciphertext)
+        self._sizes[sender] = self._sizes.get(sender, 0) + _size_of(frame)
         dropped = [self._oldest(sender) for _ in range(len(queue) - size)]
         while len(self._of) > self._limits.held_peers:
             dropped.extend(self.release(next(iter(self._of))))
         while self.size > self._limits.held_bytes:
             dropped.append(self._oldest(max(self._sizes, key=self._sizes.__getitem__)))
         return dropped
+
+    def prolong(self, sender: Did, seconds: float) -> None:
+        """Hold what is held of a peer for longer."""
+        if sender in self._of:
+            self._of[sender] = deque(held._replace(until=held.until + seconds) for held in self._of[sender])
 
     def senders_of(self, message: str) -> list[Did]:
         """Peers of whom a message with this id is held."""
@@ -79,7 +87,7 @@ class HeldMessages:
         for index, held in enumerate(self._of.get(sender, ())):
             if wanted(held.frame):
                 del self._of[sender][index]
-                self._sizes[sender] -= len(held.frame.ciphertext)
+                self._sizes[sender] -= _size_of(held.frame)
                 if not self._of[sender]:
                     del self._of[sender], self._sizes[sender]
                 return held
@@ -99,7 +107,7 @@ class HeldMessages:
         """Take out what is held longest of a peer."""
         queue = self._of[sender]
         held = queue.popleft()
-        self._sizes[sender] -= len(held.frame.ciphertext)
+        self._sizes[sender] -= _size_of(held.frame)
         if not queue:
             del self._of[sender], self._sizes[sender]
         return held
@@ -115,6 +123,10 @@ class HeldMessages:
     def next_deadline(self) -> float:
         """Monotonic time at which something expires; infinity if nothing does."""
         return min((queue[0].until for queue in self._of.values()), default=float("inf"))
+
+
+def _size_of(frame: Message) -> int:
+    return len(frame.ciphertext) + _CHARACTER * (len(frame.id) + len(frame.ts) + len(frame.after or ""))
 
 
 def in_line(held: Iterable[Held]) -> list[Held]:

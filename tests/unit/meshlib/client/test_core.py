@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from meshlib.client.core import ClientCore, Link, NotForThisPeer, Profile
+from meshlib.client.core import MISSED_FOR, ClientCore, Link, NotForThisPeer, Profile
 from meshlib.client.events import (
     Connected,
     DeliveryChanged,
@@ -883,7 +883,7 @@ class TestOrder:
         for raw in (older, knock, three):
             bob.receive(raw)
         assert bob.payloads == ["hello"]
-        bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds + MISSED_FOR))
         bob.step()
         assert bob.payloads == ["hello", "two", "three"]
 
@@ -1006,6 +1006,53 @@ class TestOrder:
         bob.core.tick(mesh.clock.advance(Limits().missing_seconds))
         bob.step()
         assert bob.payloads == ["hello", "not late", "names itself"]
+
+    def test_what_never_comes_is_waited_for_once_and_not_for_long(self, mesh, pair):
+        """A relay refused it, or it expired: whatever names it would fill the inbox that it was refused for."""
+        alice, bob = pair
+        alice.send(bob, "refused")
+        mesh.inboxes[bob.did].clear()
+        alice.send(bob, "late")
+        bob.receive(mesh.inboxes[bob.did].pop())
+        assert bob.payloads == ["hello"]
+        bob.core.tick(mesh.clock.advance(MISSED_FOR))
+        bob.step()
+        assert bob.payloads == ["hello", "late"]
+        for text in ("in time", "this too"):
+            alice.send(bob, text)
+            raw = mesh.inboxes[bob.did].pop()
+            bob.receive(encode(dataclass_replace(decode(raw), after="refused")))
+        assert bob.payloads == ["hello", "late", "in time", "this too"]
+
+    def test_who_knocks_anew_is_waited_for_again(self, mesh, pair):
+        alice, bob = pair
+        self.test_what_never_comes_is_waited_for_once_and_not_for_long(mesh, pair)
+        older, (knock, *newer) = self.replaced(mesh, alice, bob, "one", "two")
+        for raw in (knock, *older):
+            bob.receive(raw)
+        assert bob.payloads[4:] == []
+        bob.core.tick(mesh.clock.advance(Limits().missing_seconds - 1))
+        bob.step()
+        for raw in newer:
+            bob.receive(raw)
+        assert bob.payloads[-3:] == ["one", "two", "afterwards"]
+
+    def test_a_copy_that_gives_way_to_a_newer_one_is_answered(self, mesh, pair):
+        """A relay counts an answer to each copy it has pushed: a complaint about the last would pass for another's."""
+        alice, bob = pair
+        older, newer = self.replaced(mesh, alice, bob, "one", "two")
+        bob.receive(older[0])
+        bob.receive(newer[0])
+        bob.receive(newer[2])
+        assert mesh.unread == [(bob.did, decode(older[0]).id)]
+
+    def test_nothing_waits_beyond_a_goodbye(self, mesh, pair):
+        alice, bob = pair
+        older, _ = self.replaced(mesh, alice, bob, "one", "two")
+        bob.receive(older[0])
+        assert len(bob.core.overtaking) == 1
+        bob.core.goodbye()
+        assert len(bob.core.overtaking) == 0
 
     def test_a_peer_that_says_nothing_of_order_is_not_let_wait(self, mesh, pair):
         """An SDK says nothing, and a client of its kind encrypts nothing anew."""

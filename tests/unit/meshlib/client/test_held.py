@@ -35,12 +35,15 @@ def test_each_is_behind_the_one_it_names(arrived: list[str], line: str) -> None:
     assert "".join(names(in_line(held))) == line
 
 
-def test_an_early_message_waits_for_as_long_as_one_may_be_missing() -> None:
-    held = HeldMessages(Limits(held_seconds=3.0, missing_seconds=30.0))
-    held.hold(ALICE, message("early", "missing"), 100.0, connection=1, early=True)
+def test_an_early_message_waits_until_it_is_told_to_and_for_longer_if_asked() -> None:
+    held = HeldMessages(Limits(held_seconds=3.0))
+    held.hold(ALICE, message("early", "missing"), 100.0, connection=1, early_until=110.0)
     held.hold(BOB, message("unreadable"), 100.0, connection=1)
     assert [names(waited) for waited in held.expire(103.0).values()] == [["unreadable"]]
-    assert held.next_deadline() == 130.0
+    assert held.next_deadline() == 110.0
+    held.prolong(ALICE, 20.0)
+    held.prolong(BOB, 20.0)
+    assert held.expire(129.0) == {}
     assert [names(waited) for waited in held.expire(130.0).values()] == [["early"]]
     assert (len(held), held.size) == (0, 0)
 
@@ -48,11 +51,11 @@ def test_an_early_message_waits_for_as_long_as_one_may_be_missing() -> None:
 def test_what_is_taken_out_leaves_room() -> None:
     held = HeldMessages(Limits())
     for name in "abc":
-        held.hold(ALICE, message(name, size=10), 0.0, connection=1, early=True)
+        held.hold(ALICE, message(name, size=10), 0.0, connection=1, early_until=30.0)
     taken = held.take(ALICE, lambda frame: frame.id == "b")
     assert taken is not None
     assert taken.frame.id == "b"
-    assert (len(held), held.size) == (2, 20)
+    assert (len(held), held.size) == (2, 2 * (10 + 4 * len("at")))
     assert held.take(ALICE, lambda frame: frame.id == "b") is None
     assert held.take(BOB, lambda frame: True) is None
     while held.take(ALICE, lambda frame: True) is not None:
@@ -62,6 +65,12 @@ def test_what_is_taken_out_leaves_room() -> None:
 
 def test_a_peer_loses_its_oldest_first_and_of_too_many_peers_the_first() -> None:
     held = HeldMessages(Limits(asked_frames_per_peer=2, held_peers=1))
-    assert [held.hold(ALICE, message(name), 0.0, connection=1, early=True) for name in "ab"] == [[], []]
-    assert names(held.hold(ALICE, message("c"), 0.0, connection=1, early=True)) == ["a"]
-    assert names(held.hold(BOB, message("d"), 0.0, connection=1, early=True)) == ["b", "c"]
+    assert [held.hold(ALICE, message(name), 0.0, connection=1, early_until=30.0) for name in "ab"] == [[], []]
+    assert names(held.hold(ALICE, message("c"), 0.0, connection=1, early_until=30.0)) == ["a"]
+    assert names(held.hold(BOB, message("d"), 0.0, connection=1, early_until=30.0)) == ["b", "c"]
+
+
+def test_what_a_peer_writes_beside_the_ciphertext_counts() -> None:
+    held = HeldMessages(Limits(held_bytes=5000))
+    frame = Message(ALICE, BOB, "i" * 250, "\N{PILE OF POO}" * 1024, MessageHeader(bytes(32), 0, 0), b"", "a" * 250)
+    assert held.hold(ALICE, frame, 0.0, connection=1, early_until=30.0) == [Held(frame, 30.0, False, 1)]
