@@ -88,12 +88,12 @@ class Limits:
     held_seconds: float = 3.0
     """How long a message waits for its knock, as in the SDK."""
     missing_seconds: float = 30.0
-    """How long a message waits for the one its sender wrote before it, while that may be encrypted anew: after a message
-    that was not read, another knock, or a start. Otherwise it waits for a second, and after a wait in vain not at all."""
+    """How long a message waits for the one its sender wrote before it, while that may be encrypted anew: after a
+    message that was not read, another knock, or a start. Otherwise it is a second, and after a wait in vain nothing."""
     asked_frames_per_peer: int = 256
     """Messages that wait for the answer of a knock policy which takes its time, or for earlier ones."""
     held_bytes: int = 8 * 1024 * 1024
-    """What peers chose in frames held over all peers; who holds most makes room. Without it 100 peers could leave 25 GiB."""
+    """What peers chose of frames held over all peers; who holds most makes room. Else 100 could leave 25 GiB."""
     questions_per_peer: int = 2
     """Knocks of one peer a policy is asked about at a time: one, and one of a peer that was restarted meanwhile."""
     strangers: int = 1_000
