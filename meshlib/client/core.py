@@ -711,6 +711,7 @@ class ClientCore:
             self._ack(frame.id, sender, unread=True)
             return
         # No session reads it, but a knock that is on its way may explain it.
+        self._heals(sender)  # or it is complained about, and comes encrypted anew
         reported = known and not asked
         for dropped in self.held.hold(
             sender, frame, now.monotonic, connection=self._connection, considered=asked, reported=reported

@@ -1024,6 +1024,18 @@ class TestOrder:
             bob.receive(encode(dataclass_replace(decode(raw), after="refused")))
         assert bob.payloads == ["hello", "late", "in time", "this too"]
 
+    def test_what_came_spoilt_is_waited_for_until_it_comes_again(self, mesh, pair):
+        alice, bob = pair
+        alice.send(bob, "spoilt")
+        spoilt = decode(mesh.inboxes[bob.did].pop())
+        alice.send(bob, "next")
+        bob.receive(encode(dataclass_replace(spoilt, ciphertext=bytes(60))))
+        bob.receive(mesh.inboxes[bob.did].pop())
+        bob.core.tick(mesh.clock.advance(Limits().held_seconds + MISSED_FOR))
+        bob.step()
+        assert mesh.unread == [(bob.did, spoilt.id)]
+        assert bob.payloads == ["hello"]  # until what it told her has come back
+
     def test_who_knocks_anew_is_waited_for_again(self, mesh, pair):
         alice, bob = pair
         self.test_what_never_comes_is_waited_for_once_and_not_for_long(mesh, pair)
