@@ -186,10 +186,9 @@ class ClientCore:
         self.held = HeldMessages(limits)
         self.overtaking = HeldMessages(limits)
         """Messages whose predecessor has not come."""
-        self._healing: set[Did] = set(self._peers)
-        """Peers that may be encrypting messages anew: we called one of theirs unread, or who was here before us did."""
-        self._waited_in_vain: set[Did] = set()
-        """Peers whose messages wait for none before them until they heal again."""
+        self._patience: dict[Did, float] = dict.fromkeys(self._peers, limits.missing_seconds)
+        """Seconds a message of a peer waits for the one before it, where that is not :data:`MISSED_FOR`: long while it
+        may encrypt anew, since we called one unread or who was here before us did; none after a wait in vain."""
         self._spent = SpentOpenings(state.spent_ephemerals, limits)
         self._knock_rate = KnockRate(limits)
         self._asked: dict[tuple[Did, MessageId], _Asked] = {}
@@ -728,7 +727,7 @@ class ClientCore:
             older = self.overtaking.take(sender, lambda held: held.id == frame.id)
             if older is not None:
                 self._complain(older, sender)  # the relay counts an answer to every copy it has pushed
-            until = now.monotonic + (self.limits.missing_seconds if sender in self._healing else MISSED_FOR)
+            until = now.monotonic + self._patience.get(sender, MISSED_FOR)
             self._read_at_last(
                 self.overtaking.hold(sender, frame, now.monotonic, connection=self._connection, early_until=until), now
             )
@@ -805,7 +804,7 @@ class ClientCore:
         """Whether the message before this one has not come. Of strangers nothing waits here, nor behind a full lane."""
         if frame.after is None or "receipts" not in self.features or sender in self._passed_over:
             return False
-        if sender in self._waited_in_vain:
+        if not self._patience.get(sender, MISSED_FOR):
             return False
         if self.inbox.has_seen(sender, MessageId(frame.after)) or self.inbox.has_seen(sender, MessageId(frame.id)):
             return False
@@ -814,9 +813,8 @@ class ClientCore:
 
     def _heals(self, did: Did) -> None:
         """A peer encrypts messages anew, or soon will: what waits for one of them may have to wait for longer."""
-        if did in self._peers and did not in self._healing:
-            self._healing.add(did)
-            self._waited_in_vain.discard(did)
+        if did in self._peers and self._patience.get(did) != self.limits.missing_seconds:
+            self._patience[did] = self.limits.missing_seconds
             self.overtaking.prolong(did, self.limits.missing_seconds)
 
     def _follow(self, sender: Did, now: Instant) -> None:
@@ -830,9 +828,8 @@ class ClientCore:
         for held in dropped:
             waited.setdefault(parse_did(held.frame.sender), []).append(held)
         for sender, messages in waited.items():
-            self._healing.discard(sender)
             if sender in self._peers:
-                self._waited_in_vain.add(sender)
+                self._patience[sender] = 0.0
             for held in in_line((*messages, *self.overtaking.release(sender))):
                 self._read_or_hold(sender, held.frame, now, in_turn=True)
 
@@ -1363,8 +1360,7 @@ class ClientCore:
     def _forget(self, did: Did) -> None:
         del self._peers[did]
         self._accepted_by.pop(did, None)
-        self._healing.discard(did)
-        self._waited_in_vain.discard(did)
+        self._patience.pop(did, None)
         self._strangers.pop(did, None)
         self._hints.pop(did, None)
         self._changes.peers[did] = None
